@@ -1,0 +1,82 @@
+//! Temporary files, and what becomes of them when the process is told to end.
+//!
+//! PostgreSQL ends its archive command by SIGTERM to the whole process group and wants to see it die by that
+//! signal (facts: `wait_error.c`); turning it into an exit code would be counted as a failed archiving. So the
+//! handler removes the temporary files that are registered here and then lets the signal have its default effect.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn registry() -> std::sync::MutexGuard<'static, BTreeSet<PathBuf>> {
+    TEMPORARY.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A file that is removed when this value is dropped or the process is told to end.
+#[derive(Debug)]
+pub struct TempFile {
+    path: PathBuf,
+}
+
+impl TempFile {
+    /// Registers `path`, a file that exists.
+    pub fn new(path: PathBuf) -> Self {
+        registry().insert(path.clone());
+        Self { path }
+    }
+
+    /// Returns the path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves the file alone from now on: it was renamed.
+    pub fn forget(self) {
+        registry().remove(&self.path);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        registry().remove(&self.path);
+    }
+}
+
+/// Removes every temporary file now; the process is about to end.
+pub fn remove_temporary_files() {
+    for path in std::mem::take(&mut *registry()) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Starts the thread that waits for SIGTERM, SIGINT or SIGHUP, removes temporary files and dies by that signal.
+/// Must be called before any other thread is started, since it blocks these signals for all of them.
+pub fn watch_signals() {
+    use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, raise, sigprocmask, signal};
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    // The server starts its commands with SIGINT ignored; a terminal does not.
+    set.add(Signal::SIGINT);
+    set.add(Signal::SIGHUP);
+    if sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None).is_err() {
+        return;
+    }
+    let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let Ok(received) = set.wait() else { return };
+        remove_temporary_files();
+        reset_and_die(received, set);
+    });
+
+    fn reset_and_die(received: Signal, set: SigSet) {
+        #[allow(unsafe_code)]
+        // SAFETY: installing SIG_DFL runs no code of ours in signal context.
+        let _ = unsafe { signal(received, SigHandler::SigDfl) };
+        let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&set), None);
+        let _ = raise(received);
+        std::process::exit(128 + received as i32);
+    }
+}

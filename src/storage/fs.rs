@@ -1,0 +1,250 @@
+//! A directory as a store: hard links make writes create-only, fsync makes them durable.
+
+use super::{Deadline, Error, Object, Put, Result, Storage};
+use crate::durable;
+use bytes::Bytes;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// How much is written between two looks at the deadline.
+const CHUNK: usize = 1 << 20;
+
+/// A directory. It must exist: where it does not, a disk is probably not mounted, and every call fails.
+#[derive(Debug)]
+pub struct FsStorage {
+    url: String,
+    root: PathBuf,
+    file_mode: u32,
+}
+
+impl FsStorage {
+    /// Returns the store at `root`, an absolute path. Does no I/O.
+    pub fn new(root: PathBuf) -> Self {
+        Self { url: format!("file://{}", root.display()), root, file_mode: 0o640 }
+    }
+
+    /// Creates the directory (for `init` only); its parent must exist.
+    pub fn create_root(&self) -> Result<()> {
+        match std::fs::create_dir(&self.root) {
+            Ok(()) => durable::sync_dir(self.root.parent().unwrap_or(Path::new("/"))).map_err(|e| classify(&e)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(classify(&durable::at(&self.root)(error))),
+        }
+    }
+
+    fn path(&self, key: &str) -> Result<PathBuf> {
+        if key.is_empty() || key.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+            return Err(Error::Refused(format!("\"{key}\" is not a key")));
+        }
+        Ok(self.root.join(key))
+    }
+
+    /// A missing file proves absence only while the root is there.
+    fn missing(&self, key: &str) -> Error {
+        match self.check_root() {
+            Ok(()) => Error::NotFound(key.to_owned()),
+            Err(error) => error,
+        }
+    }
+
+    fn check_root(&self) -> Result<()> {
+        match std::fs::metadata(&self.root) {
+            Ok(meta) if meta.is_dir() => Ok(()),
+            Ok(_) => Err(Error::Refused(format!("\"{}\" is not a directory", self.root.display()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::Unreachable(format!("directory \"{}\" does not exist (not mounted?)", self.root.display())))
+            }
+            Err(error) => Err(classify(&durable::at(&self.root)(error))),
+        }
+    }
+
+    fn walk(&self, dir: &str, prefix: &str, start_after: &str, limit: usize, found: &mut Vec<Object>) -> Result<()> {
+        // In the order of whole keys a folder sorts by its name with the slash behind it.
+        let mut names: Vec<(String, bool)> = Vec::new();
+        let path = if dir.is_empty() { self.root.clone() } else { self.root.join(dir) };
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.check_root(),
+            Err(error) => return Err(classify(&durable::at(&path)(error))),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| classify(&durable::at(&path)(e)))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with('.') {
+                continue; // temporary files, and what is not ours
+            }
+            let kind = entry.file_type().map_err(|e| classify(&durable::at(&path)(e)))?;
+            let key = format!("{dir}{name}");
+            if kind.is_dir() {
+                let key = key + "/";
+                let wanted = key.starts_with(prefix) || prefix.starts_with(&key);
+                // A folder lies wholly before the start when the start begins with none of it and sorts later.
+                let past = key.as_str() > start_after || start_after.starts_with(&key);
+                if wanted && past {
+                    names.push((key, true));
+                }
+            } else if key.starts_with(prefix) && key.as_str() > start_after {
+                names.push((key, false));
+            }
+        }
+        names.sort();
+        for (key, is_dir) in names {
+            if found.len() >= limit {
+                break;
+            }
+            if is_dir {
+                self.walk(&key, prefix, start_after, limit, found)?;
+            } else {
+                match std::fs::metadata(self.root.join(&key)) {
+                    Ok(meta) => found.push(object(key, &meta)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {} // deleted meanwhile
+                    Err(error) => return Err(classify(&error)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn object(key: String, meta: &std::fs::Metadata) -> Object {
+    let modified = meta.modified().ok().and_then(|time| jiff::Timestamp::try_from(time).ok());
+    Object { key, size: meta.len(), modified, crc32: None }
+}
+
+/// Tells apart what trying again may mend from what it does not.
+fn classify(error: &io::Error) -> Error {
+    use io::ErrorKind as K;
+    match error.kind() {
+        K::PermissionDenied
+        | K::ReadOnlyFilesystem
+        | K::StorageFull
+        | K::QuotaExceeded
+        | K::InvalidFilename
+        | K::NotADirectory
+        | K::IsADirectory => Error::Refused(error.to_string()),
+        _ => Error::Unreachable(error.to_string()),
+    }
+}
+
+impl Storage for FsStorage {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn put_new(&self, key: &str, body: &Bytes, deadline: &Deadline) -> Result<Put> {
+        let path = self.path(key)?;
+        self.check_root()?;
+        deadline.check(key)?;
+        if path.exists() {
+            durable::sync_up_to(&path, &self.root).map_err(|e| classify(&e))?;
+            return Ok(Put::Existed);
+        }
+        let dir = path.parent().unwrap_or(&self.root);
+        durable::create_dirs_below(&self.root, dir).map_err(|e| classify(&e))?;
+        let (mut file, temp) = durable::temp_beside(&path, self.file_mode).map_err(|e| classify(&e))?;
+        for chunk in body.chunks(CHUNK) {
+            deadline.check(key)?;
+            file.write_all(chunk).map_err(|e| classify(&durable::at(temp.path())(e)))?;
+        }
+        file.sync_all().map_err(|e| classify(&durable::at(temp.path())(e)))?;
+        drop(file);
+        if durable::publish_new(temp, &path).map_err(|e| classify(&e))? {
+            // The folders above may have been made by another process that has not synced them yet.
+            let mut above = dir;
+            while above != self.root {
+                above = above.parent().unwrap_or(&self.root);
+                durable::sync_dir(above).map_err(|e| classify(&e))?;
+            }
+            Ok(Put::Created)
+        } else {
+            durable::sync_up_to(&path, &self.root).map_err(|e| classify(&e))?;
+            Ok(Put::Existed)
+        }
+    }
+
+    fn get(&self, key: &str, range: Option<Range<u64>>, deadline: &Deadline) -> Result<Box<dyn Read + Send>> {
+        let path = self.path(key)?;
+        deadline.check(key)?;
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.missing(key)),
+            Err(error) => return Err(classify(&durable::at(&path)(error))),
+        };
+        match range {
+            None => Ok(Box::new(file)),
+            Some(range) => {
+                let size = file.metadata().map_err(|e| classify(&durable::at(&path)(e)))?.len();
+                if range.end > size {
+                    return Err(Error::Unreachable(format!(
+                        "object \"{key}\" ends at byte {size}, wanted up to {}",
+                        range.end
+                    )));
+                }
+                file.seek(SeekFrom::Start(range.start)).map_err(|e| classify(&durable::at(&path)(e)))?;
+                Ok(Box::new(file.take(range.end - range.start)))
+            }
+        }
+    }
+
+    fn head(&self, key: &str, deadline: &Deadline) -> Result<Object> {
+        let path = self.path(key)?;
+        deadline.check(key)?;
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => Ok(object(key.to_owned(), &meta)),
+            Ok(_) => Err(self.missing(key)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Err(self.missing(key))
+            }
+            Err(error) => Err(classify(&durable::at(&path)(error))),
+        }
+    }
+
+    fn list(&self, prefix: &str, start_after: &str, limit: usize, deadline: &Deadline) -> Result<Vec<Object>> {
+        deadline.check(prefix)?;
+        self.check_root()?;
+        let mut found = Vec::new();
+        let dir = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
+        self.walk(dir, prefix, start_after, limit, &mut found)?;
+        Ok(found)
+    }
+
+    fn list_folders(&self, prefix: &str, deadline: &Deadline) -> Result<Vec<String>> {
+        deadline.check(prefix)?;
+        self.check_root()?;
+        let path = self.root.join(prefix);
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(classify(&durable::at(&path)(error))),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| classify(&durable::at(&path)(e)))?;
+            let is_dir = entry.file_type().map_err(|e| classify(&durable::at(&path)(e)))?.is_dir();
+            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string())
+                && !name.starts_with('.')
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn delete(&self, key: &str, deadline: &Deadline) -> Result<()> {
+        let path = self.path(key)?;
+        deadline.check(key)?;
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_root(),
+            Err(error) => Err(classify(&durable::at(&path)(error))),
+        }
+    }
+
+    fn probe(&self, deadline: &Deadline) -> Result<()> {
+        deadline.check("probe")?;
+        self.check_root()
+    }
+}
