@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line_with_its_hint_last() {
-        let error = Error::corrupt("checksum\nmismatch").context("read object").with_hint("look").with_hint("again");
+        let error =
+            Error::corrupt("checksum\nmismatch").context("read object").with_hint("look").with_hint("again");
         assert_eq!(error.to_string(), "read object: checksum mismatch; hint: look; again");
         assert_eq!(error.kind(), Kind::Corrupt);
     }

@@ -56,7 +56,7 @@ pub fn remove_temporary_files() {
 /// Starts the thread that waits for SIGTERM, SIGINT or SIGHUP, removes temporary files and dies by that signal.
 /// Must be called before any other thread is started, since it blocks these signals for all of them.
 pub fn watch_signals() {
-    use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, raise, sigprocmask, signal};
+    use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, raise, signal, sigprocmask};
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);
     // The server starts its commands with SIGINT ignored; a terminal does not.

@@ -1,0 +1,421 @@
+//! Plaintext to what is stored and back: LZ4 frames, then age.
+//!
+//! An object is one or more LZ4 frames (64 KiB blocks, independent of each other) inside one age file, or the bare
+//! frames where the configuration says `encryption = "none"`. The ending of the key tells which; a reader goes by
+//! the ending, never by the configuration. Bare frames carry a content checksum; encrypted ones do not, since age
+//! authenticates every byte.
+
+use crate::kind::{Context, Error, Kind, Result};
+use age::{Identity, Recipient};
+use lz4_flex::frame::{BlockMode, BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::Path;
+
+/// The ending of a compressed object.
+pub const LZ4: &str = ".lz4";
+/// The ending of a compressed and encrypted object.
+pub const LZ4_AGE: &str = ".lz4.age";
+
+/// How much ciphertext is read at a time.
+const READ_BUFFER: usize = 128 * 1024;
+
+/// Turns plaintext into objects.
+pub struct Sealer {
+    recipients: Vec<Box<dyn Recipient + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sealer({} recipients)", self.recipients.len())
+    }
+}
+
+impl Sealer {
+    /// Returns a sealer that compresses only.
+    pub fn unencrypted() -> Self {
+        Self { recipients: Vec::new() }
+    }
+
+    /// Returns a sealer that encrypts to every one of `recipients`: `age1…`, `ssh-ed25519 …` or `ssh-rsa …`.
+    /// Fails with [`Kind::Config`] on one that is none of these, and on an empty list.
+    pub fn for_recipients(recipients: &[String]) -> Result<Self> {
+        if recipients.is_empty() {
+            return Err(Error::config("no recipient to encrypt to")
+                .with_hint("give encryption.recipients, or write encryption = \"none\""));
+        }
+        Ok(Self { recipients: recipients.iter().map(|text| parse_recipient(text)).collect::<Result<_>>()? })
+    }
+
+    /// Returns whether objects are encrypted.
+    pub fn encrypts(&self) -> bool {
+        !self.recipients.is_empty()
+    }
+
+    /// Returns the ending of the keys of objects made by this sealer.
+    pub fn ending(&self) -> &'static str {
+        if self.encrypts() { LZ4_AGE } else { LZ4 }
+    }
+
+    /// Returns the object for `plaintext`, as one frame.
+    pub fn seal(&self, plaintext: &[u8]) -> Result<Vec<u8>> {
+        let mut writer = self.writer(plaintext.len() / 2)?;
+        writer.write_all(plaintext).context("compress")?;
+        writer.finish()
+    }
+
+    /// Returns a writer of one object in memory, with room for `capacity` bytes.
+    pub fn writer(&self, capacity: usize) -> Result<SealedWriter> {
+        let out = Vec::with_capacity(capacity);
+        let sink = if self.encrypts() {
+            let recipients = self.recipients.iter().map(|r| r.as_ref() as &dyn Recipient);
+            let encryptor = age::Encryptor::with_recipients(recipients).kind(Kind::Config, "encrypt")?;
+            Sink::Age(Box::new(encryptor.wrap_output(out).context("encrypt")?))
+        } else {
+            Sink::Plain(out)
+        };
+        let info = FrameInfo::new()
+            .block_size(BlockSize::Max64KB)
+            .block_mode(BlockMode::Independent)
+            .content_checksum(!self.encrypts());
+        Ok(SealedWriter {
+            frames: FrameEncoder::with_frame_info(info, Counted { sink, written: 0 }),
+            in_frame: false,
+            ended_frames: 0,
+        })
+    }
+}
+
+fn parse_recipient(text: &str) -> Result<Box<dyn Recipient + Send + Sync>> {
+    let text = text.trim();
+    if text.starts_with("AGE-SECRET-KEY-") {
+        return Err(Error::config("a secret key stands where a recipient belongs")
+            .with_hint("recipients begin with age1; the secret key belongs in encryption.identity_file"));
+    }
+    if let Ok(recipient) = text.parse::<age::x25519::Recipient>() {
+        return Ok(Box::new(recipient));
+    }
+    match text.parse::<age::ssh::Recipient>() {
+        Ok(recipient) => Ok(Box::new(recipient)),
+        Err(_) => Err(Error::config(format!("\"{text}\" is not an age or SSH recipient")).with_hint(
+            "a recipient is age1… as age-keygen prints it, or an ssh-ed25519 or ssh-rsa public key",
+        )),
+    }
+}
+
+enum Sink {
+    Plain(Vec<u8>),
+    Age(Box<age::stream::StreamWriter<Vec<u8>>>),
+}
+
+/// Counts the bytes of the LZ4 stream: the offsets in a backup's manifest are of this stream.
+struct Counted {
+    sink: Sink,
+    written: u64,
+}
+
+impl Write for Counted {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = match &mut self.sink {
+            Sink::Plain(out) => out.write(buf)?,
+            Sink::Age(out) => out.write(buf)?,
+        };
+        self.written += n as u64;
+        Ok(n)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Builds one object in memory. Plaintext is written; [`SealedWriter::end_frame`] begins a new LZ4 frame.
+pub struct SealedWriter {
+    frames: FrameEncoder<Counted>,
+    /// Whether bytes were written since the last end of a frame.
+    in_frame: bool,
+    ended_frames: u64,
+}
+
+impl SealedWriter {
+    /// Ends the current frame (none if nothing was written since the last end) and returns the offset in the LZ4
+    /// stream at which the next one begins, in bytes.
+    pub fn end_frame(&mut self) -> Result<u64> {
+        // The encoder would write a stray end mark for a frame that was never begun.
+        if self.in_frame {
+            self.frames.try_finish().context("compress")?;
+            self.in_frame = false;
+            self.ended_frames += 1;
+        }
+        Ok(self.frames.get_ref().written)
+    }
+
+    /// Ends the object and returns its bytes.
+    pub fn finish(self) -> Result<Vec<u8>> {
+        let counted = if self.in_frame || self.ended_frames == 0 {
+            self.frames.finish().context("compress")?
+        } else {
+            self.frames.into_inner()
+        };
+        match counted.sink {
+            Sink::Plain(out) => Ok(out),
+            Sink::Age(out) => out.finish().context("encrypt"),
+        }
+    }
+}
+
+impl Write for SealedWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = self.frames.write(buf)?;
+        self.in_frame |= n > 0;
+        Ok(n)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Turns objects back into plaintext.
+#[derive(Default)]
+pub struct Opener {
+    identities: Vec<Box<dyn Identity + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Opener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Opener({} identities)", self.identities.len())
+    }
+}
+
+impl Opener {
+    /// Returns an opener without identities: it reads unencrypted objects only.
+    pub fn without_identity() -> Self {
+        Self::default()
+    }
+
+    /// Returns an opener with the identities in the file at `path`: an age identity file or an unencrypted SSH
+    /// private key. Fails with [`Kind::Config`].
+    pub fn from_identity_file(path: &Path) -> Result<Self> {
+        let fail = |what: String| Error::config(format!("identity file \"{}\": {what}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let error = fail(error.to_string());
+            if path.exists() {
+                error.with_hint("it must be readable by the user that the server runs as")
+            } else {
+                error.with_hint(
+                    "bring the identity from where it is kept and give its path as encryption.identity_file",
+                )
+            }
+        })?;
+        if text.starts_with("-----BEGIN") {
+            let identity = age::ssh::Identity::from_buffer(text.as_bytes(), Some(path.display().to_string()))
+                .map_err(|error| fail(error.to_string()))?;
+            return match identity {
+                age::ssh::Identity::Unencrypted(_) => Ok(Self { identities: vec![Box::new(identity)] }),
+                age::ssh::Identity::Encrypted(_) => Err(fail("the SSH key has a passphrase".into())
+                    .with_hint("nobody can type it when the server asks for WAL; use a key without one")),
+                age::ssh::Identity::Unsupported(_) => {
+                    Err(fail("this type of SSH key cannot decrypt; ssh-ed25519 and ssh-rsa can".into()))
+                }
+            };
+        }
+        let file =
+            age::IdentityFile::from_buffer(text.as_bytes()).map_err(|error| fail(error.to_string()))?;
+        let identities = file.into_identities().map_err(|error| fail(error.to_string()))?;
+        if identities.is_empty() {
+            return Err(fail("no identity in it".into()));
+        }
+        Ok(Self { identities })
+    }
+
+    /// Returns whether there is an identity to decrypt with.
+    pub fn has_identity(&self) -> bool {
+        !self.identities.is_empty()
+    }
+
+    /// Returns a reader over the plaintext of the object `key`, whose stored bytes `stored` delivers. Fails with
+    /// [`Kind::Config`] where the identity is missing or not among the recipients, with [`Kind::Corrupt`] where
+    /// the object is not what its ending says. Errors of the returned reader are told apart by
+    /// [`reading_failed`].
+    pub fn open<'a>(&self, key: &str, stored: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
+        let stored = BufReader::with_capacity(READ_BUFFER, stored);
+        if key.ends_with(LZ4_AGE) {
+            if !self.has_identity() {
+                return Err(Error::config("the object is encrypted and no identity is configured")
+                    .with_hint(
+                        "set encryption.identity_file in the configuration of the machine that recovers",
+                    ));
+            }
+            let decryptor = age::Decryptor::new_buffered(stored).map_err(decrypt_error)?;
+            let identities = self.identities.iter().map(|i| i.as_ref() as &dyn Identity);
+            let plain = decryptor.decrypt(identities).map_err(decrypt_error)?;
+            Ok(Box::new(Frames::new(BufReader::with_capacity(READ_BUFFER, plain))))
+        } else if key.ends_with(LZ4) {
+            Ok(Box::new(Frames::new(stored)))
+        } else {
+            Err(Error::corrupt(format!("object \"{key}\" has an unknown ending")))
+        }
+    }
+
+    /// Returns the plaintext of a whole object, at most `limit` bytes of it: more is [`Kind::Corrupt`].
+    pub fn open_whole(&self, key: &str, stored: impl Read + Send, limit: u64) -> Result<Vec<u8>> {
+        let mut reader = self.open(key, stored)?.take(limit + 1);
+        let mut plaintext = Vec::new();
+        reader.read_to_end(&mut plaintext).map_err(|error| reading_failed(&error))?;
+        if plaintext.len() as u64 > limit {
+            return Err(Error::corrupt(format!("object is longer than {limit} bytes")));
+        }
+        Ok(plaintext)
+    }
+}
+
+fn decrypt_error(error: age::DecryptError) -> Error {
+    match error {
+        age::DecryptError::NoMatchingKeys => Error::config("no identity matches the object's recipients")
+            .with_hint("the object was encrypted to other keys; give the identity of one of them"),
+        age::DecryptError::Io(error) => reading_failed(&error),
+        other => Error::corrupt(format!("decrypt: {other}")),
+    }
+}
+
+/// Returns what a failed read of an opened object means: bad data is [`Kind::Corrupt`], all else
+/// [`Kind::Repository`], since the store broke off.
+pub fn reading_failed(error: &io::Error) -> Error {
+    use io::ErrorKind as K;
+    let kind = match error.kind() {
+        K::InvalidData | K::UnexpectedEof | K::InvalidInput => Kind::Corrupt,
+        // lz4_flex reports bad frames as "other", with its own error inside.
+        K::Other if error.get_ref().is_some_and(|e| e.is::<lz4_flex::frame::Error>()) => Kind::Corrupt,
+        _ => Kind::Repository,
+    };
+    Error::new(kind, error.to_string())
+}
+
+/// Reads frame after frame. The decoder alone stops after each frame, and takes a stream that is cut between two
+/// blocks for a good end: whoever reads must know the length that is to come.
+struct Frames<R: Read> {
+    decoder: FrameDecoder<R>,
+}
+
+impl<R: BufRead> Frames<R> {
+    fn new(reader: R) -> Self {
+        Self { decoder: FrameDecoder::new(reader) }
+    }
+}
+
+impl<R: BufRead> Read for Frames<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let n = self.decoder.read(buf)?;
+            if n > 0 || self.decoder.get_mut().fill_buf()?.is_empty() {
+                return Ok(n);
+            }
+        }
+    }
+}
+
+/// Returns a new identity and its recipient, as age-keygen would print them.
+pub fn generate_identity() -> (String, String) {
+    use age::secrecy::ExposeSecret;
+    let identity = age::x25519::Identity::generate();
+    let recipient = identity.to_public().to_string();
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+    let secret = identity.to_string();
+    (format!("# created: {now}\n# public key: {recipient}\n{}\n", secret.expose_secret()), recipient)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> (Sealer, Opener) {
+        let (identity, recipient) = generate_identity();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), identity).unwrap();
+        (Sealer::for_recipients(&[recipient]).unwrap(), Opener::from_identity_file(file.path()).unwrap())
+    }
+
+    fn sample(len: usize) -> Vec<u8> {
+        (0..len).map(|i| ((i / 7) ^ (i >> 9)) as u8).collect()
+    }
+
+    #[test]
+    fn what_is_sealed_opens_to_the_same_bytes() {
+        let (sealer, opener) = keys();
+        for len in [0, 1, 65_535, 65_536, 65_537, 1_000_000] {
+            let plaintext = sample(len);
+            for (sealer, key) in [(&sealer, "x.lz4.age"), (&Sealer::unencrypted(), "x.lz4")] {
+                let object = sealer.seal(&plaintext).unwrap();
+                assert_eq!(opener.open_whole(key, &object[..], 1 << 30).unwrap(), plaintext, "{key} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn frames_are_read_one_after_the_other_and_each_opens_alone() {
+        let (sealer, opener) = keys();
+        for (sealer, key) in [(&sealer, "x.lz4.age"), (&Sealer::unencrypted(), "x.lz4")] {
+            let mut writer = sealer.writer(0).unwrap();
+            let mut plaintext = Vec::new();
+            let mut offsets = vec![0];
+            for len in [10, 100_000, 0, 5] {
+                writer.write_all(&sample(len)).unwrap();
+                plaintext.extend(sample(len));
+                offsets.push(writer.end_frame().unwrap());
+            }
+            assert_eq!(offsets[2], offsets[3], "nothing written, no frame");
+            let object = writer.finish().unwrap();
+            assert_eq!(opener.open_whole(key, &object[..], 1 << 30).unwrap(), plaintext);
+            if key == "x.lz4" {
+                let second = &object[offsets[1] as usize..offsets[2] as usize];
+                assert_eq!(opener.open_whole(key, second, 1 << 30).unwrap(), sample(100_000));
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_or_a_cut_is_corrupt_or_shorter_never_other_content() {
+        let (sealer, opener) = keys();
+        let plaintext = sample(200_000);
+        for (sealer, key) in [(&sealer, "x.lz4.age"), (&Sealer::unencrypted(), "x.lz4")] {
+            let object = sealer.seal(&plaintext).unwrap();
+            for at in (0..object.len()).step_by(object.len() / 60) {
+                let mut bad = object.clone();
+                bad[at] ^= 0x10;
+                if let Ok(read) = opener.open_whole(key, &bad[..], 1 << 30) {
+                    assert_ne!(read.len(), 0);
+                    assert!(read == plaintext, "byte {at} of {key}");
+                }
+                match opener.open_whole(key, &object[..at], 1 << 30) {
+                    Ok(read) => {
+                        assert!(read.len() < plaintext.len() && key == "x.lz4", "cut at {at} of {key}")
+                    }
+                    Err(error) => assert_ne!(error.kind(), Kind::Other, "{error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_identity_is_a_matter_of_configuration() {
+        let (sealer, _) = keys();
+        let (_, other) = keys();
+        let object = sealer.seal(b"abc").unwrap();
+        let kind = |opener: &Opener| opener.open_whole("x.lz4.age", &object[..], 10).unwrap_err().kind();
+        assert_eq!(kind(&other), Kind::Config);
+        assert_eq!(kind(&Opener::without_identity()), Kind::Config);
+    }
+
+    #[test]
+    fn a_wrong_recipient_is_named() {
+        for bad in ["age1xyz", "", "hello", "ssh-ed25519 AAAA"] {
+            let error = Sealer::for_recipients(&[bad.to_owned()]).unwrap_err();
+            assert_eq!(error.kind(), Kind::Config);
+        }
+        let (identity, _) = generate_identity();
+        let secret = identity.lines().last().unwrap().to_owned();
+        let error = Sealer::for_recipients(&[secret]).unwrap_err().to_string();
+        assert!(!error.contains("AGE-SECRET"), "a secret never reaches a log: {error}");
+    }
+}
