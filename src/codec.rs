@@ -283,7 +283,13 @@ pub fn reading_failed(error: &io::Error) -> Error {
     let kind = match error.kind() {
         K::InvalidData | K::UnexpectedEof | K::InvalidInput => Kind::Corrupt,
         // lz4_flex reports bad frames as "other", with its own error inside.
-        K::Other if error.get_ref().is_some_and(|e| e.is::<lz4_flex::frame::Error>()) => Kind::Corrupt,
+        K::Other
+            if error
+                .get_ref()
+                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<lz4_flex::frame::Error>) =>
+        {
+            Kind::Corrupt
+        }
         _ => Kind::Repository,
     };
     Error::new(kind, error.to_string())

@@ -1,7 +1,7 @@
 //! Walden: a WAL archiver and point-in-time-recovery agent for PostgreSQL.
 pub mod codec;
+pub mod config;
 pub mod durable;
 pub mod kind;
+pub mod postgres;
 pub mod shutdown;
-#[cfg(any())]
-pub mod storage;

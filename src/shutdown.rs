@@ -70,13 +70,13 @@ pub fn watch_signals() {
         remove_temporary_files();
         reset_and_die(received, set);
     });
+}
 
-    fn reset_and_die(received: Signal, set: SigSet) {
-        #[allow(unsafe_code)]
-        // SAFETY: installing SIG_DFL runs no code of ours in signal context.
-        let _ = unsafe { signal(received, SigHandler::SigDfl) };
-        let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&set), None);
-        let _ = raise(received);
-        std::process::exit(128 + received as i32);
-    }
+fn reset_and_die(received: Signal, set: SigSet) {
+    #[allow(unsafe_code)]
+    // SAFETY: installing SIG_DFL runs no code of ours in signal context.
+    let _ = unsafe { signal(received, SigHandler::SigDfl) };
+    let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&set), None);
+    let _ = raise(received);
+    std::process::exit(128 + received as i32);
 }

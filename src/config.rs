@@ -1,0 +1,444 @@
+//! The configuration file: reading it, checking it, and making from it what the engines take.
+
+use crate::kind::{Error, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is looked for when neither `--config` nor `$WALDEN_CONFIG` names it.
+pub const DEFAULT_PATH: &str = "/etc/walden/walden.toml";
+
+/// A configuration that was read and checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from, as an absolute path.
+    pub path: PathBuf,
+    /// The cluster's name in every repository.
+    pub cluster: String,
+    /// The server's data directory.
+    pub data_dir: PathBuf,
+    /// Where the index, the spool and log files are.
+    pub state_dir: PathBuf,
+    /// How to reach the server.
+    pub server: Server,
+    /// The repositories; the first is the primary.
+    pub repositories: Vec<RepositoryConfig>,
+    /// Whom to encrypt to.
+    pub encryption: Encryption,
+    /// How WAL is archived.
+    pub archive: Archive,
+}
+
+/// How to reach the server.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// A libpq connection string; empty for the defaults of libpq.
+    #[serde(default)]
+    pub connection: String,
+    /// Where `postgres` and `pg_ctl` are; searched for when not given.
+    pub bin_dir: Option<PathBuf>,
+}
+
+/// One repository.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// The name used in messages and in `--without`.
+    pub name: String,
+    /// `s3://bucket/prefix` or `file:///directory`.
+    pub url: String,
+    /// The region of the bucket.
+    pub region: Option<String>,
+    /// The URL of a store other than AWS.
+    pub endpoint: Option<String>,
+    /// Whether the bucket goes into the path instead of the host name.
+    #[serde(default)]
+    pub path_style: bool,
+    /// A file with the certificates of the authority that signed the endpoint's.
+    pub ca_file: Option<PathBuf>,
+    /// The profile in the AWS configuration files.
+    pub profile: Option<String>,
+    /// The storage class of new objects.
+    pub storage_class: Option<String>,
+    /// The key for encryption by the store (SSE-KMS).
+    pub kms_key_id: Option<String>,
+    /// Tags of new objects.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Whether writes carry a checksum that the store verifies; off for stores that refuse it.
+    pub checksums: Option<bool>,
+    /// Whether writes ask the store to refuse an existing key; off for stores that cannot.
+    pub conditional_writes: Option<bool>,
+}
+
+/// Whom to encrypt to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encryption {
+    /// Objects are compressed only.
+    None,
+    /// Objects are encrypted to every recipient.
+    Age {
+        /// age or SSH recipients.
+        recipients: Vec<String>,
+        /// The identity to decrypt with; only where recovery is run.
+        identity_file: Option<PathBuf>,
+    },
+}
+
+/// How many repositories must hold a segment before the server hears "archived".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// That many.
+    Count(usize),
+    /// Every repository of the configuration.
+    All,
+}
+
+impl Acknowledge {
+    /// Returns the number for `repositories` repositories.
+    pub fn count(self, repositories: usize) -> usize {
+        match self {
+            Self::Count(n) => n,
+            Self::All => repositories,
+        }
+    }
+}
+
+/// How WAL is archived.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    /// How many repositories must hold a segment.
+    pub acknowledge: Acknowledge,
+    /// How many segments are sent at once.
+    pub parallel: usize,
+    /// How long a transfer may stand still, and how long a segment may be in flight.
+    pub deadline: Duration,
+    /// How many segments one call may archive besides its own.
+    pub look_ahead: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    cluster: String,
+    data_dir: PathBuf,
+    state_dir: PathBuf,
+    #[serde(default)]
+    server: Server,
+    #[serde(default)]
+    repository: Vec<RepositoryConfig>,
+    encryption: Option<toml::Value>,
+    #[serde(default)]
+    archive: ArchiveFile,
+    #[serde(default)]
+    #[allow(dead_code, reason = "checked here, used once expire exists")]
+    retention: RetentionFile,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AgeFile {
+    #[serde(default)]
+    recipients: Vec<String>,
+    identity_file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ArchiveFile {
+    acknowledge: Option<toml::Value>,
+    parallel: Option<usize>,
+    deadline: Option<String>,
+    look_ahead: Option<usize>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "checked here, used once expire exists")]
+struct RetentionFile {
+    keep_last: Option<u32>,
+    keep_daily: Option<u32>,
+    keep_weekly: Option<u32>,
+    keep_monthly: Option<u32>,
+    keep_yearly: Option<u32>,
+    window: Option<String>,
+}
+
+/// Returns the path of the configuration: the flag, else `$WALDEN_CONFIG`, else the default.
+pub fn path_of(flag: Option<&Path>) -> PathBuf {
+    match flag {
+        Some(path) => path.to_path_buf(),
+        None => std::env::var_os("WALDEN_CONFIG").map_or_else(|| DEFAULT_PATH.into(), PathBuf::from),
+    }
+}
+
+impl Config {
+    /// Reads and checks the configuration. All failures are [`crate::kind::Kind::Config`].
+    pub fn load(flag: Option<&Path>) -> Result<Self> {
+        let path = path_of(flag);
+        let path = std::path::absolute(&path).unwrap_or(path);
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            Error::config(format!("configuration \"{}\": {error}", path.display()))
+                .with_hint("write one with walden init, or name it with --config or WALDEN_CONFIG")
+        })?;
+        Self::parse(&text, &path)
+            .map_err(|error| error.context(format!("configuration \"{}\"", path.display())))
+    }
+
+    /// Parses the text of a configuration that stands at the absolute `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        let file: File = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
+        let base = path.parent().unwrap_or(Path::new("/"));
+        let config = Self {
+            path: path.to_path_buf(),
+            cluster: check_cluster_name(file.cluster)?,
+            data_dir: base.join(file.data_dir),
+            state_dir: base.join(file.state_dir),
+            server: Server { bin_dir: file.server.bin_dir.map(|dir| base.join(dir)), ..file.server },
+            repositories: check_repositories(file.repository, base)?,
+            encryption: parse_encryption(file.encryption, base)?,
+            archive: parse_archive(&file.archive)?,
+        };
+        if let Acknowledge::Count(n) = config.archive.acknowledge
+            && (n == 0 || n > config.repositories.len())
+        {
+            let have = config.repositories.len();
+            return Err(Error::config(format!(
+                "archive.acknowledge = {n} with {have} repositories; it must be between 1 and {have}, or \"all\""
+            )));
+        }
+        Ok(config)
+    }
+
+    /// Returns the directory of this cluster's state.
+    pub fn cluster_state_dir(&self) -> PathBuf {
+        self.state_dir.join(&self.cluster)
+    }
+
+    /// Returns the path of the index.
+    pub fn index_path(&self) -> PathBuf {
+        self.cluster_state_dir().join("index.sqlite")
+    }
+}
+
+/// Returns the name if it can be a part of a key: letters, digits, `.`, `_`, `-`, not beginning with a dot.
+pub fn check_cluster_name(name: String) -> Result<String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(good) {
+        return Err(Error::config(format!("\"{name}\" cannot be the name of a cluster"))
+            .with_hint("use up to 64 letters, digits, dots, underscores and hyphens"));
+    }
+    Ok(name)
+}
+
+fn check_repositories(mut list: Vec<RepositoryConfig>, base: &Path) -> Result<Vec<RepositoryConfig>> {
+    if list.is_empty() {
+        return Err(Error::config("no [[repository]] is configured"));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for repository in &mut list {
+        if repository.name.is_empty() {
+            return Err(Error::config("a [[repository]] has an empty name"));
+        }
+        if !seen.insert(repository.name.clone()) {
+            return Err(Error::config(format!("two repositories are named \"{}\"", repository.name)));
+        }
+        repository.location()?;
+        repository.ca_file = repository.ca_file.take().map(|file| base.join(file));
+    }
+    let mut urls = std::collections::BTreeSet::new();
+    for repository in &list {
+        if !urls.insert((repository.url.trim_end_matches('/'), &repository.endpoint)) {
+            return Err(Error::config(format!("two repositories have the URL \"{}\"", repository.url))
+                .with_hint("two names for one place are one copy, not two"));
+        }
+    }
+    Ok(list)
+}
+
+/// What a repository's URL says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A directory, as an absolute path.
+    Directory(PathBuf),
+    /// A bucket and a prefix without slashes at its ends.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// The prefix, perhaps empty.
+        prefix: String,
+    },
+}
+
+impl RepositoryConfig {
+    /// Returns where the repository is.
+    pub fn location(&self) -> Result<Location> {
+        let fail = |what: &str| {
+            Error::config(format!("repository \"{}\": \"{}\" {what}", self.name, self.url))
+                .with_hint("a URL is s3://bucket/prefix or file:///absolute/directory")
+        };
+        if let Some(path) = self.url.strip_prefix("file://") {
+            if !path.starts_with('/') || path.trim_end_matches('/').is_empty() {
+                return Err(fail("does not name an absolute directory"));
+            }
+            return Ok(Location::Directory(PathBuf::from(path.trim_end_matches('/'))));
+        }
+        if let Some(rest) = self.url.strip_prefix("s3://") {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            if bucket.is_empty() {
+                return Err(fail("names no bucket"));
+            }
+            return Ok(Location::S3 { bucket: bucket.into(), prefix: prefix.trim_matches('/').into() });
+        }
+        Err(fail("is not a URL that Walden knows"))
+    }
+}
+
+fn parse_encryption(value: Option<toml::Value>, base: &Path) -> Result<Encryption> {
+    match value {
+        None => Err(Error::config("encryption is not configured")
+            .with_hint("give [encryption] recipients, or write encryption = \"none\" in words")),
+        Some(toml::Value::String(word)) if word == "none" => Ok(Encryption::None),
+        Some(toml::Value::String(word)) => {
+            Err(Error::config(format!("encryption = \"{word}\": the only word known here is \"none\"")))
+        }
+        Some(table) => {
+            let file: AgeFile = table
+                .try_into()
+                .map_err(|error: toml::de::Error| toml_error("", &error).context("encryption"))?;
+            if file.recipients.is_empty() {
+                return Err(Error::config("encryption.recipients is empty"));
+            }
+            let identity_file = file.identity_file.map(|path| base.join(path));
+            Ok(Encryption::Age { recipients: file.recipients, identity_file })
+        }
+    }
+}
+
+fn parse_archive(file: &ArchiveFile) -> Result<Archive> {
+    let acknowledge = match &file.acknowledge {
+        None => Acknowledge::Count(1),
+        Some(toml::Value::String(word)) if word == "all" => Acknowledge::All,
+        Some(toml::Value::Integer(n)) if *n >= 0 => {
+            Acknowledge::Count(usize::try_from(*n).unwrap_or(usize::MAX))
+        }
+        Some(other) => {
+            return Err(Error::config(format!("archive.acknowledge = {other}: it is a number or \"all\"")));
+        }
+    };
+    let parallel = file.parallel.unwrap_or(4);
+    if !(1..=64).contains(&parallel) {
+        return Err(Error::config(format!("archive.parallel = {parallel}: it is between 1 and 64")));
+    }
+    let look_ahead = file.look_ahead.unwrap_or(32);
+    if look_ahead > 1000 {
+        return Err(Error::config(format!("archive.look_ahead = {look_ahead}: it is at most 1000")));
+    }
+    let deadline = parse_duration("archive.deadline", file.deadline.as_deref().unwrap_or("2m"))?;
+    Ok(Archive { acknowledge, parallel, deadline, look_ahead })
+}
+
+fn parse_duration(key: &str, text: &str) -> Result<Duration> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration >= Duration::from_secs(1) => Ok(duration),
+        Ok(_) => Err(Error::config(format!("{key} = \"{text}\" is shorter than 1s"))),
+        Err(error) => {
+            Err(Error::config(format!("{key} = \"{text}\": {error}")).with_hint("write it as 30s, 2m, 1h"))
+        }
+    }
+}
+
+/// Says where the fault is and, for an unknown key, which known one is nearest.
+fn toml_error(text: &str, error: &toml::de::Error) -> Error {
+    let message = error.message().to_owned();
+    let line = error
+        .span()
+        .filter(|_| !text.is_empty())
+        .map(|span| format!("line {}: ", text[..span.start.min(text.len())].matches('\n').count() + 1))
+        .unwrap_or_default();
+    let base = Error::config(format!("{line}{}", message.replace('`', "\"")));
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if !message.starts_with("unknown field") {
+        return base;
+    }
+    let Some(wrong) = quoted.next() else { return base };
+    let nearest =
+        quoted.max_by(|a, b| strsim::jaro_winkler(a, wrong).total_cmp(&strsim::jaro_winkler(b, wrong)));
+    let base = Error::config(format!("{line}unknown key \"{wrong}\""));
+    match nearest {
+        Some(known) => base.with_hint(format!("the nearest known key is \"{known}\"")),
+        None => base,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+cluster = "main"
+data_dir = "/var/lib/postgresql/17/main"
+state_dir = "state"
+[[repository]]
+name = "primary"
+url = "s3://acme-wal/prod/"
+[[repository]]
+name = "replica"
+url = "file:///srv/walden"
+[encryption]
+recipients = ["age1qqqq"]
+identity_file = "identity.txt"
+"#;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/etc/walden/walden.toml"))
+    }
+
+    #[test]
+    fn relative_paths_resolve_against_the_file() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.state_dir, Path::new("/etc/walden/state"));
+        let Encryption::Age { identity_file, .. } = &config.encryption else { panic!() };
+        assert_eq!(identity_file.as_deref(), Some(Path::new("/etc/walden/identity.txt")));
+        assert_eq!(
+            config.repositories[0].location().unwrap(),
+            Location::S3 { bucket: "acme-wal".into(), prefix: "prod".into() }
+        );
+        assert_eq!(config.archive.deadline, Duration::from_secs(120));
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_the_nearest_known_one() {
+        let error = parse(&GOOD.replace("state_dir", "sate_dir")).unwrap_err().to_string();
+        assert!(
+            error.contains("line 4: unknown key \"sate_dir\"") && error.contains("\"state_dir\""),
+            "{error}"
+        );
+        let error = parse(&GOOD.replace("recipients", "recipient")).unwrap_err().to_string();
+        assert!(error.contains("nearest known key is \"recipients\""), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_in_one_line() {
+        for (from, to, says) in [
+            ("\"main\"", "\"a/b\"", "cannot be the name"),
+            ("\"replica\"", "\"primary\"", "two repositories are named"),
+            ("file:///srv/walden", "file://srv", "absolute directory"),
+            ("file:///srv/walden", "ftp://x/y", "is not a URL"),
+            ("file:///srv/walden", "s3://acme-wal/prod", "two repositories have the URL"),
+            ("[encryption]", "[archive]\nacknowledge = 3\n[encryption]", "acknowledge = 3"),
+            ("[encryption]", "[archive]\ndeadline = \"soon\"\n[encryption]", "archive.deadline"),
+            ("recipients = [\"age1qqqq\"]", "recipients = []", "recipients is empty"),
+        ] {
+            let error = parse(&GOOD.replace(from, to)).unwrap_err();
+            assert_eq!(error.kind(), crate::kind::Kind::Config);
+            assert!(error.to_string().contains(says) && !error.to_string().contains('\n'), "{error}");
+        }
+        let none = GOOD.split("[encryption]").next().unwrap();
+        assert!(parse(none).unwrap_err().to_string().contains("encryption is not configured"));
+        let off = none.replace("cluster =", "encryption = \"none\"\ncluster =");
+        assert_eq!(parse(&off).unwrap().encryption, Encryption::None);
+    }
+}

@@ -1,0 +1,67 @@
+//! What a repository holds and under which keys, over one or several stores.
+//!
+//! Lives here: the layout of keys (`keys`), the file that says which cluster a prefix belongs to (`cluster`), WAL
+//! objects (`wal`), backups (`backup`, `backups`), and sending one object to several repositories (`ship`). Does
+//! not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
+
+pub mod backup;
+mod backups;
+mod cluster;
+mod keys;
+mod ship;
+mod wal;
+
+pub use backups::{list_backups, read_summary};
+pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
+pub use keys::{ClusterKeys, WalObject};
+pub use ship::{Outcome, ship};
+pub use wal::{WalListing, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines};
+
+use crate::kind::{Error, Kind};
+use crate::storage::{self, Deadline, Storage};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One repository: a name, a store, and how long the store may stand still.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    name: String,
+    storage: Arc<dyn Storage>,
+    stall: Duration,
+}
+
+impl Repository {
+    /// Returns the repository `name` over `storage`. Does no I/O.
+    pub fn new(name: impl Into<String>, storage: Arc<dyn Storage>, stall: Duration) -> Self {
+        Self { name: name.into(), storage, stall }
+    }
+
+    /// Returns the name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the URL.
+    pub fn url(&self) -> &str {
+        self.storage.url()
+    }
+
+    /// Returns the store.
+    pub fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
+    }
+
+    /// Returns a fresh deadline for calls to the store.
+    pub fn deadline(&self) -> Deadline {
+        Deadline::stall(self.stall)
+    }
+
+    /// Turns a store's failure into an error that names the repository and what was tried.
+    pub fn error(&self, what: &str, error: &storage::Error) -> Error {
+        let base = Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", self.name));
+        match error {
+            storage::Error::Refused(_) => base.with_hint(format!("check the rights and the address of {}", self.url())),
+            _ => base,
+        }
+    }
+}

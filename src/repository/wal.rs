@@ -1,0 +1,108 @@
+//! WAL objects: finding and reading them.
+
+use super::{ClusterKeys, Repository, WalObject};
+use crate::codec::{Opener, reading_failed};
+use crate::kind::{Error, Result};
+use crate::postgres::{ArchiveFileName, TimelineId, WalSegmentName};
+use crate::storage::{self, Deadline};
+use std::io::Read;
+
+/// The largest timeline history, backup history file that is read, in bytes.
+const LARGEST_SMALL_FILE: u64 = 16 << 20;
+
+/// What a repository holds of a timeline from one segment onward.
+#[derive(Debug, Clone, Default)]
+pub struct WalListing {
+    /// The objects in the order of names; several contents of one name stand side by side.
+    pub objects: Vec<WalObject>,
+    /// Whether the listing ended at its limit: there may be more.
+    pub cut: bool,
+}
+
+impl WalListing {
+    /// Returns every content archived under the segment's name.
+    pub fn contents(&self, segment: WalSegmentName) -> Vec<&WalObject> {
+        self.objects.iter().filter(|o| o.segment() == Some(segment)).collect()
+    }
+}
+
+/// Returns every content that `repository` holds under `name`.
+pub fn find_contents(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    name: ArchiveFileName,
+    deadline: &Deadline,
+) -> storage::Result<Vec<WalObject>> {
+    let objects = repository.storage().list(&keys.wal_contents(name), "", 100, deadline)?;
+    Ok(objects.into_iter().filter_map(WalObject::parse).filter(|o| o.name == name).collect())
+}
+
+/// Returns at most `limit` objects from `segment` onward on its timeline, by one listing.
+pub fn list_wal_from(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    segment: WalSegmentName,
+    limit: usize,
+    deadline: &Deadline,
+) -> storage::Result<WalListing> {
+    let prefix = keys.wal_timeline(segment.timeline);
+    let objects = repository.storage().list(&prefix, &keys.before_segment(segment), limit, deadline)?;
+    let cut = objects.len() >= limit;
+    Ok(WalListing { objects: objects.into_iter().filter_map(WalObject::parse).collect(), cut })
+}
+
+/// Returns all WAL objects of a timeline.
+pub fn list_wal_timeline(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    timeline: TimelineId,
+    deadline: &Deadline,
+) -> storage::Result<Vec<WalObject>> {
+    let objects = repository.storage().list(&keys.wal_timeline(timeline), "", usize::MAX, deadline)?;
+    Ok(objects.into_iter().filter_map(WalObject::parse).collect())
+}
+
+/// Returns the timelines that have WAL in `repository`.
+pub fn timelines(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Vec<TimelineId>> {
+    let folders = repository.storage().list_folders(&keys.wal(), &repository.deadline())?;
+    Ok(folders.iter().filter_map(|folder| TimelineId::from_hex8(folder).ok()).collect())
+}
+
+/// Returns every object in the folder of histories: timeline and backup histories, partial segments.
+pub fn list_histories(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    deadline: &Deadline,
+) -> storage::Result<Vec<WalObject>> {
+    let objects = repository.storage().list(&keys.histories(), "", usize::MAX, deadline)?;
+    Ok(objects.into_iter().filter_map(WalObject::parse).collect())
+}
+
+/// Returns the plaintext of a WAL object, checked against the CRC in its key. `length` is the segment size for
+/// segments. Failures are of [`crate::kind::Kind`] Repository (the store), Config (the identity) or Corrupt.
+pub fn read_wal_object(
+    repository: &Repository,
+    object: &WalObject,
+    length: Option<u64>,
+    opener: &Opener,
+) -> Result<Vec<u8>> {
+    let key = &object.object.key;
+    let named =
+        |error: Error| error.context(format!("get \"{key}\" from repository \"{}\"", repository.name()));
+    let stored = repository
+        .storage()
+        .get(key, None, &repository.deadline())
+        .map_err(|error| repository.error(&format!("get \"{key}\" from"), &error))?;
+    let limit = length.unwrap_or(LARGEST_SMALL_FILE);
+    let mut reader = opener.open(key, stored).map_err(named)?.take(limit + 1);
+    let mut plaintext = Vec::with_capacity(length.unwrap_or(0) as usize);
+    reader.read_to_end(&mut plaintext).map_err(|error| named(reading_failed(&error)))?;
+    if length.is_some_and(|length| plaintext.len() as u64 != length) || plaintext.len() as u64 > limit {
+        return Err(named(Error::corrupt(format!("has {} bytes, expected {limit}", plaintext.len()))));
+    }
+    let crc = crc32fast::hash(&plaintext);
+    if crc != object.crc {
+        return Err(named(Error::corrupt(format!("CRC-32 is {crc:08x}, its key says {:08x}", object.crc))));
+    }
+    Ok(plaintext)
+}
