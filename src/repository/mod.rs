@@ -1,20 +1,21 @@
 //! What a repository holds and under which keys, over one or several stores.
 //!
 //! Lives here: the layout of keys (`keys`), the file that says which cluster a prefix belongs to (`cluster`), WAL
-//! objects (`wal`), backups (`backup`, `backups`), and sending one object to several repositories (`ship`). Does
+//! objects (`wal`), backups (`backup`, `backups`), and doing the same in several repositories at once
+//! (`several`). Does
 //! not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
 
 pub mod backup;
 mod backups;
 mod cluster;
 mod keys;
-mod ship;
+mod several;
 mod wal;
 
 pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
 pub use keys::{ClusterKeys, WalObject};
-pub use ship::{Outcome, ship};
+pub use several::{Outcome, ask_all, copy_object, ship};
 pub use wal::{WalListing, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines};
 
 use crate::kind::{Error, Kind};
@@ -44,6 +45,11 @@ impl Repository {
     /// Returns the URL.
     pub fn url(&self) -> &str {
         self.storage.url()
+    }
+
+    /// Returns whether asking the store costs no network.
+    pub fn is_local(&self) -> bool {
+        self.url().starts_with("file://")
     }
 
     /// Returns the store.

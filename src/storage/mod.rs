@@ -55,6 +55,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Deletes an object; one that is not there is no error.
     fn delete(&self, key: &str, deadline: &Deadline) -> Result<()>;
 
+    /// Makes sure that an object that a listing showed is durable before it is acknowledged. Stores that answer only
+    /// when an object is durable have nothing to do.
+    fn confirm(&self, _key: &str, _deadline: &Deadline) -> Result<()> {
+        Ok(())
+    }
+
     /// Returns whether the root is there: the directory exists, the bucket answers. Does not say whether any
     /// cluster is in it.
     fn probe(&self, deadline: &Deadline) -> Result<()>;
