@@ -6,6 +6,7 @@ pub mod durable;
 pub mod index;
 pub mod kind;
 pub mod postgres;
+pub mod recovery;
 pub mod repository;
 pub mod shutdown;
 pub mod storage;

@@ -5,18 +5,19 @@
 //! (`several`). Does
 //! not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
 
-pub mod backup;
-mod backups;
 mod cluster;
 mod keys;
+mod recovery_text;
 mod several;
 mod wal;
 
-pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
 pub use keys::{ClusterKeys, WalObject};
+pub use recovery_text::recovery_text;
 pub use several::{Outcome, ask_all, copy_object, ship};
-pub use wal::{WalListing, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines};
+pub use wal::{
+    WalListing, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines,
+};
 
 use crate::kind::{Error, Kind};
 use crate::storage::{self, Deadline, Storage};
@@ -66,7 +67,9 @@ impl Repository {
     pub fn error(&self, what: &str, error: &storage::Error) -> Error {
         let base = Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", self.name));
         match error {
-            storage::Error::Refused(_) => base.with_hint(format!("check the rights and the address of {}", self.url())),
+            storage::Error::Refused(_) => {
+                base.with_hint(format!("check the rights and the address of {}", self.url()))
+            }
             _ => base,
         }
     }
