@@ -5,3 +5,4 @@ pub mod durable;
 pub mod kind;
 pub mod postgres;
 pub mod shutdown;
+pub mod storage;

@@ -4,6 +4,7 @@
 //! there" apart from "could not tell". Does not live here: what the keys mean, which stores there are, what to do
 //! when one of them fails (`repository`).
 
+mod forward;
 mod fs;
 mod retry;
 mod s3;
@@ -46,7 +47,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Returns objects whose key begins with `prefix` and is greater than `start_after` (by bytes; "" for the
     /// first), in the order of keys, at most `limit` of them. No such object is an empty list, not an error.
-    fn list(&self, prefix: &str, start_after: &str, limit: usize, deadline: &Deadline) -> Result<Vec<Object>>;
+    fn list(&self, prefix: &str, start_after: &str, limit: usize, deadline: &Deadline)
+    -> Result<Vec<Object>>;
 
     /// Returns the names of the folders right below `prefix` (which is empty or ends in `/`), sorted, without
     /// the slash.
@@ -54,6 +56,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Deletes an object; one that is not there is no error.
     fn delete(&self, key: &str, deadline: &Deadline) -> Result<()>;
+
+    /// Makes sure that an object that a listing showed is durable before it is acknowledged. Stores that answer only
+    /// when an object is durable have nothing to do.
+    fn confirm(&self, _key: &str, _deadline: &Deadline) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns whether the root is there: the directory exists, the bucket answers. Does not say whether any
     /// cluster is in it.
