@@ -76,7 +76,7 @@ impl FsStorage {
         let path = if dir.is_empty() { self.root.clone() } else { self.root.join(dir) };
         let entries = match std::fs::read_dir(&path) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.check_root(),
+            Err(error) if is_absence(&error) => return self.check_root(),
             Err(error) => return Err(classify(&durable::at(&path)(error))),
         };
         for entry in entries {
@@ -121,6 +121,11 @@ impl FsStorage {
 fn object(key: String, meta: &std::fs::Metadata) -> Object {
     let modified = meta.modified().ok().and_then(|time| jiff::Timestamp::try_from(time).ok());
     Object { key, size: meta.len(), modified, crc32: None }
+}
+
+/// Returns whether the error says that there is no such file: also where a part of its path is a file itself.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Tells apart what trying again may mend from what it does not.
@@ -179,15 +184,19 @@ impl Storage for FsStorage {
         deadline.check(key)?;
         let mut file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.missing(key)),
+            Err(error) if is_absence(&error) => return Err(self.missing(key)),
             Err(error) => return Err(classify(&durable::at(&path)(error))),
         };
+        let meta = file.metadata().map_err(|e| classify(&durable::at(&path)(e)))?;
+        if !meta.is_file() {
+            return Err(self.missing(key)); // a folder, which is no object
+        }
         match range {
             None => Ok(Box::new(file)),
             Some(range) => {
-                let size = file.metadata().map_err(|e| classify(&durable::at(&path)(e)))?.len();
+                let size = meta.len();
                 if range.end > size {
-                    return Err(Error::Unreachable(format!(
+                    return Err(Error::Refused(format!(
                         "object \"{key}\" ends at byte {size}, wanted up to {}",
                         range.end
                     )));
@@ -204,9 +213,7 @@ impl Storage for FsStorage {
         match std::fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Ok(object(key.to_owned(), &meta)),
             Ok(_) => Err(self.missing(key)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                Err(self.missing(key))
-            }
+            Err(error) if is_absence(&error) => Err(self.missing(key)),
             Err(error) => Err(classify(&durable::at(&path)(error))),
         }
     }
@@ -232,7 +239,7 @@ impl Storage for FsStorage {
         let path = self.root.join(prefix);
         let entries = match std::fs::read_dir(&path) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if is_absence(&error) => return Ok(Vec::new()),
             Err(error) => return Err(classify(&durable::at(&path)(error))),
         };
         let mut names = Vec::new();
@@ -254,7 +261,9 @@ impl Storage for FsStorage {
         deadline.check(key)?;
         match std::fs::remove_file(&path) {
             Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_root(),
+            Err(error) if is_absence(&error) || error.kind() == io::ErrorKind::IsADirectory => {
+                self.check_root()
+            }
             Err(error) => Err(classify(&durable::at(&path)(error))),
         }
     }
@@ -269,5 +278,23 @@ impl Storage for FsStorage {
     fn probe(&self, deadline: &Deadline) -> Result<()> {
         deadline.check("probe")?;
         self.check_root()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::conformance;
+
+    #[test]
+    fn conforms() {
+        let dir = tempfile::tempdir().unwrap();
+        conformance::run(&FsStorage::new(dir.path().to_owned()));
+    }
+
+    #[test]
+    fn without_a_root_nothing_is_proven_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        conformance::run_without_root(&FsStorage::new(dir.path().join("not mounted")));
     }
 }

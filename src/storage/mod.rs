@@ -4,6 +4,7 @@
 //! there" apart from "could not tell". Does not live here: what the keys mean, which stores there are, what to do
 //! when one of them fails (`repository`).
 
+mod forward;
 mod fs;
 
 pub use fs::FsStorage;
