@@ -9,6 +9,7 @@ mod init;
 mod list;
 mod output;
 mod progress;
+#[cfg(any())]
 mod recover;
 mod setup;
 mod status;
@@ -50,6 +51,7 @@ enum Command {
     ArchivePush(archive_push::Args),
     ArchiveGet(archive_get::Args),
     BaseBackup(base_backup::Args),
+    #[cfg(any())]
     Recover(recover::Args),
     Status(status::Args),
     List(list::Args),
@@ -86,6 +88,7 @@ pub fn main() -> u8 {
             };
         }
         Command::BaseBackup(args) => base_backup::run(global, args),
+        #[cfg(any())]
         Command::Recover(args) => recover::run(global, args),
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
@@ -132,7 +135,9 @@ fn command_line_failed(error: &clap::Error, arguments: &[std::ffi::OsString]) ->
     let line = line.strip_prefix("error: ").unwrap_or(&line).replace(" tip: ", "; hint: ");
     let line = line.split("For more information").next().unwrap_or(&line).trim();
     let help = match arguments.iter().skip(1).filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')) {
-        Some(command) if Cli::command().find_subcommand(command).is_some() => format!("walden {command} --help"),
+        Some(command) if Cli::command().find_subcommand(command).is_some() => {
+            format!("walden {command} --help")
+        }
         _ => "walden --help".to_owned(),
     };
     eprintln!("{}", as_line(&Error::usage(line).with_hint(format!("see {help}"))));

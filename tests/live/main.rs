@@ -6,5 +6,7 @@
 // Documentation here is full of program names, and helpers take what is short at the call.
 #![allow(clippy::doc_markdown, clippy::needless_pass_by_value, clippy::result_large_err)]
 
+mod archive;
+mod init;
 mod smoke;
 mod support;
