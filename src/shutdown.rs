@@ -4,6 +4,7 @@
 //! signal (facts: `wait_error.c`); turning it into an exit code would be counted as a failed archiving. So the
 //! handler removes the temporary files that are registered here and then lets the signal have its default effect.
 
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, raise, signal, sigprocmask};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -56,7 +57,6 @@ pub fn remove_temporary_files() {
 /// Starts the thread that waits for SIGTERM, SIGINT or SIGHUP, removes temporary files and dies by that signal.
 /// Must be called before any other thread is started, since it blocks these signals for all of them.
 pub fn watch_signals() {
-    use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, raise, signal, sigprocmask};
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);
     // The server starts its commands with SIGINT ignored; a terminal does not.
