@@ -7,13 +7,16 @@ use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{Lsn, SystemIdentifier};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::config::{Config, SslMode};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 /// How long connecting may take, name look-up and authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a session may take to notice that the configuration was read again.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where servers put their sockets: Debian's and Red Hat's choice, then PostgreSQL's own.
 const SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
@@ -91,7 +94,8 @@ impl Server {
         if let Some(Session { client, connection, runtime }) = self.session.take() {
             drop(client);
             // Lets the farewell go out, so that the server does not log a lost connection.
-            let _ = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(1), connection).await });
+            let _ =
+                runtime.block_on(async { tokio::time::timeout(Duration::from_secs(1), connection).await });
             runtime.shutdown_background();
         }
     }
@@ -103,7 +107,8 @@ impl Server {
     /// Returns the rows of the last of the statements in `sql` that returned any, as the server prints values.
     pub fn rows(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
         let session = self.session()?;
-        let messages = session.runtime.block_on(session.client.simple_query(sql)).map_err(|e| query_error(&e))?;
+        let messages =
+            session.runtime.block_on(session.client.simple_query(sql)).map_err(|e| query_error(&e))?;
         let mut rows = Vec::new();
         for message in messages {
             match message {
@@ -166,7 +171,8 @@ impl Server {
 
     /// Returns the server's clock (`clock_timestamp()`).
     pub fn clock(&mut self) -> Result<jiff::Timestamp> {
-        let text = self.query_one_text("select to_char(clock_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")?;
+        let text =
+            self.query_one_text("select to_char(clock_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")?;
         text.parse().kind(Kind::Server, "clock of the server")
     }
 
@@ -180,7 +186,8 @@ impl Server {
         } else {
             format!("pg_start_backup({label}, {fast}, false)")
         };
-        let lsn = self.query_one_text(&format!("select {call}")).map_err(|error| error.context("start backup"))?;
+        let lsn =
+            self.query_one_text(&format!("select {call}")).map_err(|error| error.context("start backup"))?;
         lsn.parse().kind(Kind::Server, "start of the backup")
     }
 
@@ -213,9 +220,27 @@ impl Server {
             .map_err(|error| error.context(format!("set \"{name}\"")))
     }
 
-    /// Makes the server read its configuration again.
+    /// Makes the server read its configuration again, and waits a little until this session has noticed.
     pub fn reload(&mut self) -> Result<()> {
-        self.execute("select pg_reload_conf()").map_err(|error| error.context("reload the configuration"))
+        let failed = |error: Error| error.context("reload the configuration");
+        let loaded = self.query_one_text("select pg_conf_load_time()").map_err(failed)?;
+        self.execute("select pg_reload_conf()").map_err(failed)?;
+        let start = Instant::now();
+        while start.elapsed() < RELOAD_TIMEOUT
+            && self.query_one_text("select pg_conf_load_time()").map_err(failed)? == loaded
+        {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Returns those of the settings that have a new value which counts only after a restart.
+    pub fn pending_restart(&mut self, names: &[&str]) -> Result<Vec<String>> {
+        let list = names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ");
+        let rows = self.rows(&format!(
+            "select name from pg_settings where pending_restart and name in ({list}) order by name"
+        ))?;
+        Ok(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect())
     }
 }
 
@@ -243,15 +268,19 @@ pub fn quote_identifier(name: &str) -> String {
 fn unhex(text: &str) -> Result<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect::<Option<_>>();
-    bytes.filter(|_| rest.is_empty()).ok_or_else(|| Error::new(Kind::Server, "the server returned bad hexadecimal"))
+    let bytes =
+        pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect::<Option<_>>();
+    bytes
+        .filter(|_| rest.is_empty())
+        .ok_or_else(|| Error::new(Kind::Server, "the server returned bad hexadecimal"))
 }
 
 fn parse_connection(connection: &str) -> Result<Config> {
     let mut config: Config = connection.parse().map_err(|error: tokio_postgres::Error| {
         // Not the string itself: it may hold a password.
-        Error::config(format!("server.connection: {}", chain(&error)))
-            .with_hint("a connection string as libpq takes it, such as \"host=/var/run/postgresql user=postgres\"")
+        Error::config(format!("server.connection: {}", chain(&error))).with_hint(
+            "a connection string as libpq takes it, such as \"host=/var/run/postgresql user=postgres\"",
+        )
     })?;
     let from_env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
@@ -307,22 +336,30 @@ fn address(config: &Config) -> String {
 
 fn no_answer(config: &Config) -> Error {
     let seconds = CONNECT_TIMEOUT.as_secs();
-    Error::new(Kind::Server, format!("connect to server at {}: no answer within {seconds} s", address(config)))
-        .with_hint("see whether the server runs and server.connection names it")
+    Error::new(
+        Kind::Server,
+        format!("connect to server at {}: no answer within {seconds} s", address(config)),
+    )
+    .with_hint("see whether the server runs and server.connection names it")
 }
 
 fn connect_error(error: &tokio_postgres::Error, config: &Config) -> Error {
-    let base = Error::new(Kind::Server, format!("connect to server at {}: {}", address(config), describe(error)));
+    let base =
+        Error::new(Kind::Server, format!("connect to server at {}: {}", address(config), describe(error)));
     let hint = match error.code() {
         Some(code) if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
             "the server has no rule in pg_hba.conf for this role and address without TLS; connect through its local \
              socket, or add one"
         }
-        Some(code) if *code == SqlState::INVALID_PASSWORD => "give the password in server.connection or PGPASSWORD",
+        Some(code) if *code == SqlState::INVALID_PASSWORD => {
+            "give the password in server.connection or PGPASSWORD"
+        }
         Some(code) if *code == SqlState::CANNOT_CONNECT_NOW => {
             "the server is starting, stopping, or in recovery without hot_standby; try again later"
         }
-        Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => "use a superuser, which has reserved connections",
+        Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => {
+            "use a superuser, which has reserved connections"
+        }
         Some(_) => "see server.connection",
         None => "see whether the server runs and server.connection names it",
     };

@@ -69,7 +69,10 @@ mod tests {
         for (line, expected) in [
             ("", ConfLine::Nothing),
             ("  # data_directory = 'x'", ConfLine::Nothing),
-            ("data_directory = '/var/lib/x'\t# use data in another directory", setting("data_directory", "/var/lib/x")),
+            (
+                "data_directory = '/var/lib/x'\t# use data in another directory",
+                setting("data_directory", "/var/lib/x"),
+            ),
             ("Data_Directory '/it''s'", setting("data_directory", "/it's")),
             ("port=5433#x", setting("port", "5433")),
             (r"a.b = 'c\'d'", setting("a.b", "c'd")),
@@ -79,6 +82,10 @@ mod tests {
         ] {
             assert_eq!(ConfLine::parse(line), expected, "{line}");
         }
-        assert!(counts_in_directory("a.conf") && !counts_in_directory(".a.conf") && !counts_in_directory("a.conf~"));
+        assert!(
+            counts_in_directory("a.conf")
+                && !counts_in_directory(".a.conf")
+                && !counts_in_directory("a.conf~")
+        );
     }
 }

@@ -72,7 +72,12 @@ impl<'a> Copy<'a> {
 
     /// Stores everything that a walk through `tree` finds, with so many workers. Calls `heartbeat` now and then; its
     /// failure ends the copy.
-    pub fn files(&mut self, tree: &Tree, workers: usize, heartbeat: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    pub fn files(
+        &mut self,
+        tree: &Tree,
+        workers: usize,
+        heartbeat: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         let (plan, planned) = mpsc::sync_channel::<Piece>(1);
         let (store, stored) = mpsc::sync_channel::<Result<Stored>>(workers);
         let planned = Arc::new(Mutex::new(planned));

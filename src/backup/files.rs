@@ -110,7 +110,8 @@ impl Tree {
                 tablespaces.push((oid, target));
             }
         }
-        let ids = tablespaces.iter().filter_map(|(_, dir)| std::fs::metadata(dir).ok()).map(|m| (m.dev(), m.ino()));
+        let ids =
+            tablespaces.iter().filter_map(|(_, dir)| std::fs::metadata(dir).ok()).map(|m| (m.dev(), m.ino()));
         Ok(Self {
             data_dir: data_dir.to_owned(),
             major,
@@ -128,7 +129,8 @@ impl Tree {
     /// Calls `visit` with everything that belongs into a backup but the control file, directories before what is in
     /// them, in the order of names.
     pub fn walk(&self, visit: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
-        let root = std::fs::metadata(&self.data_dir).map_err(at(&self.data_dir)).context("read data directory")?;
+        let root =
+            std::fs::metadata(&self.data_dir).map_err(at(&self.data_dir)).context("read data directory")?;
         visit(directory(PathBuf::from("."), &root))?;
         self.walk_dir(Path::new(""), &self.data_dir, Place::Root, 0, visit)
     }
@@ -224,8 +226,12 @@ impl Tree {
         if self.tablespace_ids.contains(&(meta.dev(), meta.ino())) {
             return Ok(()); // its contents come under pg_tblspc
         }
-        if linked && place == Place::Root && !(name.starts_with("pg_") || name == "base" || name == "global") {
-            tracing::warn!("the contents of \"{}\", a link to elsewhere, are not in the backup", disk.display());
+        if linked && place == Place::Root && !(name.starts_with("pg_") || name == "base" || name == "global")
+        {
+            tracing::warn!(
+                "the contents of \"{}\", a link to elsewhere, are not in the backup",
+                disk.display()
+            );
             return Ok(());
         }
         let below = match (place, name) {

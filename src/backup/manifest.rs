@@ -60,7 +60,8 @@ fn file(line: &ManifestLine) -> String {
         Some(text) => format!("\"Path\": {}", serde_json::Value::from(text)),
         None => format!("\"Encoded-Path\": \"{}\"", hex(line.path.as_os_str().as_bytes())),
     };
-    let changed = jiff::Timestamp::from_second(line.mtime).unwrap_or_default().strftime("%Y-%m-%d %H:%M:%S GMT");
+    let changed =
+        jiff::Timestamp::from_second(line.mtime).unwrap_or_default().strftime("%Y-%m-%d %H:%M:%S GMT");
     // The checksum is the number's bytes as they lie in the server's memory.
     let checksum = hex(&line.crc32c.unwrap_or_default().to_le_bytes());
     format!(

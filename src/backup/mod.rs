@@ -8,8 +8,8 @@
 //! Does not live here: which repositories the objects go to, whether the WAL that the backup needs is archived, and
 //! writing `backup.json`, which makes the objects a backup. All that is the caller's.
 
-mod config_files;
 pub mod conf;
+mod config_files;
 mod copy;
 mod files;
 mod manifest;
@@ -179,7 +179,11 @@ impl Backup<'_> {
 
     /// Begins the backup on the server. Meanwhile the files are counted.
     fn start(&self, server: &mut Server) -> Result<Start> {
-        self.progress.set_phase(if self.options.fast { "wait for a checkpoint" } else { "wait for a spread checkpoint" });
+        self.progress.set_phase(if self.options.fast {
+            "wait for a checkpoint"
+        } else {
+            "wait for a spread checkpoint"
+        });
         let time = server.clock()?;
         let lsn = std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -269,7 +273,6 @@ impl Backup<'_> {
         self.sink.put(&object.name, body)?;
         Ok(object)
     }
-
 }
 
 /// Returns the tablespaces that the server's map names. One that was read and is not in the map was created just when

@@ -70,10 +70,24 @@ mod tests {
     fn names_of_relations_are_told_from_others() {
         let parse = |name: &str| RelationFile::parse(OsStr::new(name));
         assert_eq!(parse("1259"), Some(RelationFile { number: 1259, fork: Fork::Main, segment: 0 }));
-        assert_eq!(parse("1259_vm.3"), Some(RelationFile { number: 1259, fork: Fork::Visibility, segment: 3 }));
+        assert_eq!(
+            parse("1259_vm.3"),
+            Some(RelationFile { number: 1259, fork: Fork::Visibility, segment: 3 })
+        );
         assert_eq!(parse("16384_init").unwrap().fork, Fork::Init);
         assert_eq!(parse("16384_fsm").unwrap().fork, Fork::FreeSpace);
-        for other in ["", "PG_VERSION", "pg_filenode.map", "1259_", "1259_x", "1259.", "1259.0", "1259.x", "+1", "t3_1"] {
+        for other in [
+            "",
+            "PG_VERSION",
+            "pg_filenode.map",
+            "1259_",
+            "1259_x",
+            "1259.",
+            "1259.0",
+            "1259.x",
+            "+1",
+            "t3_1",
+        ] {
             assert_eq!(parse(other), None, "{other}");
         }
         for temporary in ["t3_16384", "t0_1_fsm", "t12_3.1"] {

@@ -103,7 +103,11 @@ impl<'a> Layout<'a> {
     /// Adds a directory.
     pub fn directory(&mut self, path: PathBuf, attributes: Attributes) -> Result<()> {
         // The data directory itself is not in the stream: extracting must not change the directory extracted into.
-        let header = if path.as_os_str() == "." { Vec::new() } else { tar_stream::directory_header(&path, attributes) };
+        let header = if path.as_os_str() == "." {
+            Vec::new()
+        } else {
+            tar_stream::directory_header(&path, attributes)
+        };
         self.add(header, |number| Item {
             number,
             path,
@@ -127,7 +131,15 @@ impl<'a> Layout<'a> {
         let header = tar_stream::file_header(&path, size, attributes);
         // An empty file need not stay open.
         let content = if size == 0 { Content::Empty } else { content };
-        self.add(header, |number| Item { number, path, directory: false, attributes, size, relation, content })
+        self.add(header, |number| Item {
+            number,
+            path,
+            directory: false,
+            attributes,
+            size,
+            relation,
+            content,
+        })
     }
 
     fn room(&self) -> u64 {

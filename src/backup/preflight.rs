@@ -62,7 +62,10 @@ pub fn preflight(options: &BackupOptions, server: &mut Server) -> Result<Preflig
         .with_hint("make data_dir and server.connection name the same cluster"));
     }
     if control.major_version().is_some_and(|major| major != major_version) {
-        return Err(Error::new(Kind::Server, format!("the control file is not that of PostgreSQL {major_version}")));
+        return Err(Error::new(
+            Kind::Server,
+            format!("the control file is not that of PostgreSQL {major_version}"),
+        ));
     }
     check_privileges(server, major_version)?;
     let from_standby = server.is_in_recovery()?;
@@ -83,9 +86,11 @@ fn check_data_dir(configured: &Path, server: Option<&String>) -> Result<PathBuf>
         std::io::Result::Ok((meta.dev(), meta.ino()))
     };
     let here = identity(configured).kind(Kind::Config, "data_dir")?;
-    let there = identity(Path::new(server)).kind(Kind::Server, "the server's data directory").map_err(|error| {
-        error.with_hint("base-backup runs on the machine of the server, as a user that may read its files")
-    })?;
+    let there =
+        identity(Path::new(server)).kind(Kind::Server, "the server's data directory").map_err(|error| {
+            error
+                .with_hint("base-backup runs on the machine of the server, as a user that may read its files")
+        })?;
     if here != there {
         return Err(Error::config(format!(
             "data_dir is \"{}\", but the data directory of the server at server.connection is \"{server}\"",
@@ -125,9 +130,13 @@ pub fn read_control_file(data_dir: &Path) -> Result<(Vec<u8>, ControlFile)> {
     let path = data_dir.join(CONTROL_FILE);
     let mut attempt = 1;
     loop {
-        let bytes = std::fs::read(&path).map_err(at(&path)).kind(Kind::Server, "read control file").map_err(|error| {
-            error.with_hint("run as the user that the server runs as; data_dir must be the cluster's data directory")
-        })?;
+        let bytes = std::fs::read(&path).map_err(at(&path)).kind(Kind::Server, "read control file").map_err(
+            |error| {
+                error.with_hint(
+                    "run as the user that the server runs as; data_dir must be the cluster's data directory",
+                )
+            },
+        )?;
         match ControlFile::parse(&bytes) {
             Ok(control) => return Ok((bytes, control)),
             Err(ParseError::ControlFileChecksum { .. }) if attempt < CONTROL_FILE_ATTEMPTS => {

@@ -39,7 +39,8 @@ impl Spool {
 
     /// Returns a reader that owns the spool.
     pub fn into_reader(self) -> Result<impl Read + Send> {
-        let mut file = self.file.into_inner().map_err(|error| error.into_error()).context("write temporary file")?;
+        let mut file =
+            self.file.into_inner().map_err(|error| error.into_error()).context("write temporary file")?;
         file.rewind().context("read temporary file")?;
         Ok(BufReader::with_capacity(64 * 1024, file))
     }
@@ -146,7 +147,10 @@ impl Recorder {
     /// Writes the lines that waited for the backup's end.
     pub fn settle(&mut self, stop_lsn: Lsn) -> Result<()> {
         if !self.parts.incomplete.is_empty() {
-            return Err(Error::other(format!("{} files were read in part only", self.parts.incomplete.len())));
+            return Err(Error::other(format!(
+                "{} files were read in part only",
+                self.parts.incomplete.len()
+            )));
         }
         for (mut line, findings) in std::mem::take(&mut self.held) {
             line.bad_pages = findings.settle(stop_lsn);
@@ -167,7 +171,9 @@ impl Recorder {
     /// Returns the lines so far.
     pub fn lines(&mut self) -> Result<impl Iterator<Item = Result<ManifestLine>> + '_> {
         let reader = BufReader::with_capacity(64 * 1024, self.lines.rewind()?);
-        Ok(reader.lines().map(|line| serde_json::from_str(&line.context("read manifest")?).context("read manifest")))
+        Ok(reader
+            .lines()
+            .map(|line| serde_json::from_str(&line.context("read manifest")?).context("read manifest")))
     }
 
     /// Returns a reader over the text of the lines.

@@ -115,14 +115,14 @@ mod tests {
             let mut entry = entry.unwrap();
             names.push(entry.path_bytes().into_owned());
             let header = entry.header().clone();
-            assert_eq!((header.mode().unwrap(), header.uid().unwrap(), header.mtime().unwrap()), (0o600, 70, 1_700_000_000));
+            assert_eq!(
+                (header.mode().unwrap(), header.uid().unwrap(), header.mtime().unwrap()),
+                (0o600, 70, 1_700_000_000)
+            );
             let mut content = String::new();
             entry.read_to_string(&mut content).unwrap();
             assert_eq!(content, if header.entry_type().is_dir() { "" } else { "abc" });
         }
-        assert_eq!(
-            names,
-            [&b"base/5/1259"[..], long.as_bytes(), exact.as_bytes(), b"log/\xff", b"pg_wal/"]
-        );
+        assert_eq!(names, [&b"base/5/1259"[..], long.as_bytes(), exact.as_bytes(), b"log/\xff", b"pg_wal/"]);
     }
 }

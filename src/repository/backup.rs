@@ -299,7 +299,9 @@ mod hex8 {
 
 /// Paths as text, or as a list of bytes where they are not UTF-8.
 mod path_text {
-    use super::{Deserialize, Deserializer, OsStrExt, OsString, OsStringExt, Path, PathBuf, Serialize, Serializer};
+    use super::{
+        Deserialize, Deserializer, OsStrExt, OsString, OsStringExt, Path, PathBuf, Serialize, Serializer,
+    };
 
     #[derive(Deserialize)]
     #[serde(untagged)]

@@ -4,7 +4,7 @@
 use super::{ClusterKeys, Repository};
 use crate::kind::{Error, Result};
 use crate::postgres::{SystemIdentifier, WalSegmentSize};
-use crate::storage;
+use crate::storage::{self, Deadline};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -59,12 +59,12 @@ impl ClusterFile {
     }
 
     /// Reads the file of `sysid` in `repository`.
-    pub fn read(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Self> {
+    pub fn read(repository: &Repository, keys: &ClusterKeys, deadline: &Deadline) -> storage::Result<Self> {
         let key = keys.cluster_file();
         let mut text = Vec::new();
         repository
             .storage()
-            .get(&key, None, &repository.deadline())?
+            .get(&key, None, deadline)?
             .take(1 << 20)
             .read_to_end(&mut text)
             .map_err(|error| storage::Error::Unreachable(format!("read \"{key}\": {error}")))?;
@@ -91,12 +91,16 @@ impl ClusterFile {
 }
 
 /// Returns the system identifiers of `cluster` that `repository` was initialised for.
-pub fn clusters(repository: &Repository, cluster: &str) -> storage::Result<Vec<SystemIdentifier>> {
-    let folders = repository.storage().list_folders(&format!("{cluster}/"), &repository.deadline())?;
+pub fn clusters(
+    repository: &Repository,
+    cluster: &str,
+    deadline: &Deadline,
+) -> storage::Result<Vec<SystemIdentifier>> {
+    let folders = repository.storage().list_folders(&format!("{cluster}/"), deadline)?;
     let mut found = Vec::new();
     for sysid in folders.iter().filter_map(|folder| folder.parse::<SystemIdentifier>().ok()) {
         let key = ClusterKeys::new(cluster, sysid).cluster_file();
-        match repository.storage().head(&key, &repository.deadline()) {
+        match repository.storage().head(&key, deadline) {
             Ok(_) => found.push(sysid),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
@@ -107,11 +111,16 @@ pub fn clusters(repository: &Repository, cluster: &str) -> storage::Result<Vec<S
 
 impl ClusterState {
     /// Asks `repository` what it knows of `sysid`.
-    pub fn ask(repository: &Repository, cluster: &str, sysid: SystemIdentifier) -> storage::Result<Self> {
-        match ClusterFile::read(repository, &ClusterKeys::new(cluster, sysid)) {
+    pub fn ask(
+        repository: &Repository,
+        cluster: &str,
+        sysid: SystemIdentifier,
+        deadline: &Deadline,
+    ) -> storage::Result<Self> {
+        match ClusterFile::read(repository, &ClusterKeys::new(cluster, sysid), deadline) {
             Ok(file) => Ok(Self::Known(file)),
             Err(error) if error.is_not_found() => {
-                let others = clusters(repository, cluster)?;
+                let others = clusters(repository, cluster, deadline)?;
                 Ok(if others.is_empty() { Self::Nothing } else { Self::OtherOnly(others) })
             }
             Err(error) => Err(error),

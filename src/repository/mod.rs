@@ -1,21 +1,24 @@
 //! What a repository holds and under which keys, over one or several stores.
 //!
 //! Lives here: the layout of keys (`keys`), the file that says which cluster a prefix belongs to (`cluster`), WAL
-//! objects (`wal`), backups (`backup`, `backups`), and sending one object to several repositories (`ship`). Does
+//! objects (`wal`), backups (`backup`, `backups`), and doing the same in several repositories at once
+//! (`several`). Does
 //! not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
 
 pub mod backup;
-mod backups;
 mod cluster;
 mod keys;
-mod ship;
+mod recovery_text;
+mod several;
 mod wal;
 
-pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
 pub use keys::{ClusterKeys, WalObject};
-pub use ship::{Outcome, ship};
-pub use wal::{WalListing, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines};
+pub use recovery_text::recovery_text;
+pub use several::{Outcome, ask_all, copy_object, ship};
+pub use wal::{
+    WalListing, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines,
+};
 
 use crate::kind::{Error, Kind};
 use crate::storage::{self, Deadline, Storage};
@@ -46,6 +49,11 @@ impl Repository {
         self.storage.url()
     }
 
+    /// Returns whether asking the store costs no network.
+    pub fn is_local(&self) -> bool {
+        self.url().starts_with("file://")
+    }
+
     /// Returns the store.
     pub fn storage(&self) -> &dyn Storage {
         self.storage.as_ref()
@@ -60,7 +68,9 @@ impl Repository {
     pub fn error(&self, what: &str, error: &storage::Error) -> Error {
         let base = Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", self.name));
         match error {
-            storage::Error::Refused(_) => base.with_hint(format!("check the rights and the address of {}", self.url())),
+            storage::Error::Refused(_) => {
+                base.with_hint(format!("check the rights and the address of {}", self.url()))
+            }
             _ => base,
         }
     }

@@ -28,7 +28,9 @@ impl FsStorage {
     /// Creates the directory (for `init` only); its parent must exist.
     pub fn create_root(&self) -> Result<()> {
         match std::fs::create_dir(&self.root) {
-            Ok(()) => durable::sync_dir(self.root.parent().unwrap_or(Path::new("/"))).map_err(|e| classify(&e)),
+            Ok(()) => {
+                durable::sync_dir(self.root.parent().unwrap_or(Path::new("/"))).map_err(|e| classify(&e))
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(classify(&durable::at(&self.root)(error))),
         }
@@ -53,14 +55,22 @@ impl FsStorage {
         match std::fs::metadata(&self.root) {
             Ok(meta) if meta.is_dir() => Ok(()),
             Ok(_) => Err(Error::Refused(format!("\"{}\" is not a directory", self.root.display()))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(Error::Unreachable(format!("directory \"{}\" does not exist (not mounted?)", self.root.display())))
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Unreachable(format!(
+                "directory \"{}\" does not exist (not mounted?)",
+                self.root.display()
+            ))),
             Err(error) => Err(classify(&durable::at(&self.root)(error))),
         }
     }
 
-    fn walk(&self, dir: &str, prefix: &str, start_after: &str, limit: usize, found: &mut Vec<Object>) -> Result<()> {
+    fn walk(
+        &self,
+        dir: &str,
+        prefix: &str,
+        start_after: &str,
+        limit: usize,
+        found: &mut Vec<Object>,
+    ) -> Result<()> {
         // In the order of whole keys a folder sorts by its name with the slash behind it.
         let mut names: Vec<(String, bool)> = Vec::new();
         let path = if dir.is_empty() { self.root.clone() } else { self.root.join(dir) };
@@ -201,7 +211,13 @@ impl Storage for FsStorage {
         }
     }
 
-    fn list(&self, prefix: &str, start_after: &str, limit: usize, deadline: &Deadline) -> Result<Vec<Object>> {
+    fn list(
+        &self,
+        prefix: &str,
+        start_after: &str,
+        limit: usize,
+        deadline: &Deadline,
+    ) -> Result<Vec<Object>> {
         deadline.check(prefix)?;
         self.check_root()?;
         let mut found = Vec::new();
@@ -241,6 +257,13 @@ impl Storage for FsStorage {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_root(),
             Err(error) => Err(classify(&durable::at(&path)(error))),
         }
+    }
+
+    fn confirm(&self, key: &str, deadline: &Deadline) -> Result<()> {
+        let path = self.path(key)?;
+        deadline.check(key)?;
+        // Whoever made the file and its folders may have died before it synced them.
+        durable::sync_up_to(&path, &self.root).map_err(|e| classify(&e))
     }
 
     fn probe(&self, deadline: &Deadline) -> Result<()> {

@@ -5,17 +5,8 @@
 //! when one of them fails (`repository`).
 
 mod fs;
-mod retry;
-mod s3;
-
-#[doc(hidden)]
-pub mod conformance;
-#[doc(hidden)]
-pub mod faulty;
 
 pub use fs::FsStorage;
-pub use retry::Retry;
-pub use s3::{S3Options, S3Storage};
 
 use bytes::Bytes;
 use std::fmt;
@@ -46,7 +37,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Returns objects whose key begins with `prefix` and is greater than `start_after` (by bytes; "" for the
     /// first), in the order of keys, at most `limit` of them. No such object is an empty list, not an error.
-    fn list(&self, prefix: &str, start_after: &str, limit: usize, deadline: &Deadline) -> Result<Vec<Object>>;
+    fn list(&self, prefix: &str, start_after: &str, limit: usize, deadline: &Deadline)
+    -> Result<Vec<Object>>;
 
     /// Returns the names of the folders right below `prefix` (which is empty or ends in `/`), sorted, without
     /// the slash.
@@ -54,6 +46,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Deletes an object; one that is not there is no error.
     fn delete(&self, key: &str, deadline: &Deadline) -> Result<()>;
+
+    /// Makes sure that an object that a listing showed is durable before it is acknowledged. Stores that answer only
+    /// when an object is durable have nothing to do.
+    fn confirm(&self, _key: &str, _deadline: &Deadline) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns whether the root is there: the directory exists, the bucket answers. Does not say whether any
     /// cluster is in it.

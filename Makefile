@@ -1,0 +1,39 @@
+# make test    installs what the tests need (PostgreSQL and more), then runs all of them
+# make demo    installs PostgreSQL where there is none, then tells the whole story on a throwaway cluster
+# make lint    format and lint checks
+# make soak    the long versions of the tests
+# make bench   measurements
+
+# CI takes its own nextest profile: no early end, little noise.
+profile := $(if $(filter true,$(CI)),ci,default)
+
+.PHONY: test demo lint soak bench
+
+test:
+	tests/install.sh
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		set -x; cargo nextest run --profile $(profile) && cargo test --doc; \
+	else \
+		echo "cargo-nextest is not installed; using cargo test, which is slower" >&2; \
+		set -x; cargo test -- --test-threads=2; \
+	fi
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --all-targets -- -D warnings
+
+soak: export WALDEN_SOAK = 1
+soak:
+	tests/install.sh
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		set -x; cargo nextest run --profile soak; \
+	else \
+		set -x; cargo test -- --test-threads=2; \
+	fi
+
+demo:
+	tests/install.sh --postgres-only
+	cargo run --quiet -- demo
+
+bench:
+	cargo bench

@@ -1,0 +1,17 @@
+//! Archiving WAL and fetching it back: what PostgreSQL runs as `archive_command` and `restore_command`.
+//!
+//! `push` takes one segment and its waiting neighbours to the repositories: `source` reads and checks files in
+//! `pg_wal`, `ready` finds the neighbours, `targets` says which repositories can take part. `get` brings one file
+//! back, and `absence` says whether a file that is not there is proven absent. What an outcome means as an exit code is
+//! decided in the shell.
+
+mod absence;
+mod get;
+mod push;
+mod ready;
+mod source;
+mod targets;
+
+pub use get::{GetOptions, get};
+pub use push::{PushOptions, Pushed, push};
+pub use source::{Origin, WalFile, system_identifier_beside};

@@ -1,0 +1,143 @@
+//! The command line: one file a command. Each checks what was typed, makes from the configuration what its engine
+//! takes, and prints what the engine found.
+
+mod archive_get;
+mod archive_push;
+mod base_backup;
+mod demo;
+mod init;
+mod list;
+mod output;
+mod recover;
+mod setup;
+mod status;
+
+use crate::error::{CANNOT_ANSWER, exit_code};
+use crate::kind::{Error, Kind};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// WAL archiver and point-in-time recovery for PostgreSQL
+#[derive(Debug, Parser)]
+#[command(name = "walden", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "The configuration is --config, else $WALDEN_CONFIG, else /etc/walden/walden.toml.\n\
+    Begin with: walden init --help. To see it all work on a throwaway cluster: walden demo.")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// The configuration file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Say more on stderr
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Say only warnings and errors on stderr
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(init::Args),
+    ArchivePush(archive_push::Args),
+    ArchiveGet(archive_get::Args),
+    BaseBackup(base_backup::Args),
+    Recover(recover::Args),
+    Status(status::Args),
+    List(list::Args),
+    Demo(demo::Args),
+}
+
+/// Runs the program and returns its exit code.
+pub fn main() -> u8 {
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return command_line_failed(&error, &arguments),
+    };
+    crate::log::start(cli.global.verbose, cli.global.quiet);
+    let global = &cli.global;
+    let result = match &cli.command {
+        Command::Init(args) => init::run(global, args),
+        Command::ArchivePush(args) => {
+            // A server's command must not wait at a terminal or die of a closed pipe; both are set up by the server.
+            archive_push::run(global, args)
+        }
+        Command::ArchiveGet(args) => {
+            return match archive_get::run(global, args) {
+                Ok(()) => 0,
+                Err((error, code)) => {
+                    // Absence is the ordinary end of an archive, asked for again and again.
+                    if error.kind() == Kind::Absent {
+                        tracing::debug!("{error}");
+                    } else {
+                        tracing::error!("{error}");
+                    }
+                    code
+                }
+            };
+        }
+        Command::BaseBackup(args) => base_backup::run(global, args),
+        Command::Recover(args) => recover::run(global, args),
+        Command::Status(args) => status::run(global, args),
+        Command::List(args) => list::run(global, args),
+        Command::Demo(args) => demo::run(global, args),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("{error}");
+            exit_code(error.kind())
+        }
+    }
+}
+
+/// Returns whether the command line asks for archive-get: whatever is wrong then, recovery must not take it for
+/// "not found".
+pub fn is_archive_get(arguments: &[std::ffi::OsString]) -> bool {
+    arguments.iter().skip(1).any(|argument| argument == "archive-get")
+}
+
+/// Returns the exit code for a failure before or outside a command's own code.
+pub fn code_outside(arguments: &[std::ffi::OsString], ordinary: u8) -> u8 {
+    if !is_archive_get(arguments) {
+        return ordinary;
+    }
+    let asked = arguments.windows(2).find(|pair| pair[0] == "--on-error").and_then(|pair| pair[1].to_str());
+    let asked = asked.or_else(|| arguments.iter().find_map(|a| a.to_str()?.strip_prefix("--on-error=")));
+    if archive_get::retries(asked) { ordinary.max(2) } else { CANNOT_ANSWER }
+}
+
+fn command_line_failed(error: &clap::Error, arguments: &[std::ffi::OsString]) -> u8 {
+    use clap::error::ErrorKind as K;
+    if matches!(error.kind(), K::DisplayHelp | K::DisplayVersion) {
+        let _ = error.print();
+        return 0;
+    }
+    if error.kind() == K::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprint!("{}", Cli::command().render_help());
+        return code_outside(arguments, 2);
+    }
+    let text = error.to_string();
+    let until_usage = text.split("\n\nUsage:").next().unwrap_or_default();
+    let line = until_usage.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line).replace(" tip: ", "; hint: ");
+    let line = line.split("For more information").next().unwrap_or(&line).trim();
+    let help = match arguments.iter().skip(1).filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')) {
+        Some(command) if Cli::command().find_subcommand(command).is_some() => format!("walden {command} --help"),
+        _ => "walden --help".to_owned(),
+    };
+    eprintln!("{}", as_line(&Error::usage(line).with_hint(format!("see {help}"))));
+    code_outside(arguments, 2)
+}
+
+fn as_line(error: &Error) -> String {
+    format!("ERROR: {error}")
+}

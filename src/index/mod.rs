@@ -1,0 +1,139 @@
+//! The local index: what was archived, by which call, to which repositories; backups; a log of operations.
+//!
+//! The bucket is the truth and the index only makes things fast: every method here may fail, and no caller lets
+//! that stop archiving or recovery. [`IndexHandle`] is what engines use: it warns once and goes on without.
+
+mod operations;
+mod schema;
+mod wal;
+
+pub use operations::Operation;
+pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
+
+use crate::kind::{Context, Error, Kind, Result};
+use rusqlite::{Connection, OpenFlags};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a call waits for another process that writes to the index.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// An open index.
+#[derive(Debug)]
+pub struct Index {
+    connection: Connection,
+}
+
+impl Index {
+    /// Opens the index at `path`, or makes a new one. Fails when it is locked, corrupt, of a newer version, or when
+    /// its directory cannot be written to.
+    pub fn open(path: &Path) -> Result<Self> {
+        let open = || -> rusqlite::Result<Connection> {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+                | OpenFlags::SQLITE_OPEN_CREATE
+                | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(path, flags)?;
+            connection.busy_timeout(BUSY)?;
+            Ok(connection)
+        };
+        let connection = open().context(format!("open index \"{}\"", path.display()))?;
+        let index = Self { connection };
+        index.prepare().map_err(|error| error.context(format!("open index \"{}\"", path.display())))?;
+        Ok(index)
+    }
+}
+
+/// The index as engines see it: perhaps not there. The first failure is warned of and ends its use for the life
+/// of this value, so that one broken index costs one line in the server's log, and one wait, not many.
+#[derive(Debug)]
+pub struct IndexHandle {
+    index: Mutex<Option<Index>>,
+}
+
+impl IndexHandle {
+    /// Opens the index at `path`, creating its directory. A failure is warned of.
+    pub fn open(path: &Path) -> Self {
+        let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let opened = made.context("create the directory of the index").and_then(|()| Index::open(path));
+        match opened {
+            Ok(index) => Self { index: Mutex::new(Some(index)) },
+            Err(error) => {
+                warn(&error);
+                Self::absent()
+            }
+        }
+    }
+
+    /// Returns a handle without an index.
+    pub fn absent() -> Self {
+        Self { index: Mutex::new(None) }
+    }
+
+    /// Runs `work` on the index and returns its result, or none where there is no index or `work` failed.
+    pub fn run<T>(&self, work: impl FnOnce(&Index) -> Result<T>) -> Option<T> {
+        let mut guard = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        match work(guard.as_ref()?) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                warn(&error);
+                *guard = None;
+                None
+            }
+        }
+    }
+
+    /// Returns whether there is an index to ask.
+    pub fn is_present(&self) -> bool {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+fn warn(error: &Error) {
+    let error = error.clone().with_hint(
+        "archiving and recovery go on without the index; if the file is damaged, move it away and a new one is made",
+    );
+    tracing::warn!("index not used: {error}");
+}
+
+/// Adds a context to an error of SQLite.
+fn sql<T>(result: rusqlite::Result<T>, what: &str) -> Result<T> {
+    result.kind(Kind::Other, format!("index: {what}"))
+}
+
+/// Returns the present time in µs since 1970, as the index keeps times.
+fn now_us() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_made_and_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/index.sqlite");
+        assert!(IndexHandle::open(&path).is_present());
+        assert!(IndexHandle::open(&path).is_present());
+    }
+
+    #[test]
+    fn garbage_a_newer_version_and_a_lock_are_failures_not_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let garbage = dir.path().join("garbage");
+        std::fs::write(&garbage, vec![7; 5000]).unwrap();
+        assert!(!IndexHandle::open(&garbage).is_present());
+
+        let newer = dir.path().join("newer");
+        drop(Index::open(&newer).unwrap());
+        Connection::open(&newer).unwrap().execute_batch("PRAGMA user_version = 1000").unwrap();
+        assert!(Index::open(&newer).unwrap_err().to_string().contains("newer"));
+
+        let locked = dir.path().join("locked");
+        let index = Index::open(&locked).unwrap();
+        let other = Connection::open(&locked).unwrap();
+        other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        assert!(index.log_start("test", "").is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! Questions that only the WAL itself answers: the last commit, a restore point, when a timeline was born.
+
+use super::catalog::Catalog;
+use super::path::{WalPath, walk};
+use crate::codec::Opener;
+use crate::kind::Result;
+use crate::postgres::wal::{SegmentSummary, summarize};
+use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegmentName};
+use jiff::Timestamp;
+
+/// The last commit of a stretch of WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct LastCommit {
+    /// When the last record says it was committed.
+    pub time: Timestamp,
+    /// The greatest commit time in its segment: times are taken before records are written, so they are not in
+    /// order.
+    pub latest: Timestamp,
+    /// Where its record begins.
+    pub lsn: Lsn,
+}
+
+/// A restore point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorePoint {
+    /// When it was made.
+    pub time: Timestamp,
+    /// Where its record begins.
+    pub lsn: Lsn,
+}
+
+fn summary_of(content: &[u8]) -> SegmentSummary {
+    summarize(content)
+}
+
+/// Returns the last commit on `path`; none if there is no commit on all of it.
+pub fn last_commit(catalog: &Catalog<'_>, path: &WalPath<'_>, opener: &Opener) -> Result<Option<LastCommit>> {
+    for (_, copies) in path.segments.iter().rev() {
+        let summary = summary_of(&catalog.read_segment(copies, opener)?);
+        if let (Some((time, lsn)), Some(latest)) = (summary.last_commit, summary.max_commit_time) {
+            return Ok(Some(LastCommit { time: time.into(), latest: latest.into(), lsn }));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the first restore point called `name` on the branch `history`, which is where the server would stop. Looks
+/// from the oldest backup of the branch onward.
+pub fn restore_point(
+    catalog: &Catalog<'_>,
+    history: &TimelineHistory,
+    name: &str,
+    opener: &Opener,
+) -> Result<Option<RestorePoint>> {
+    let on_branch = catalog.backups.iter().map(|backup| &backup.summary);
+    let oldest =
+        on_branch.filter(|summary| history.contains(summary.timeline, summary.start_lsn)).map(|s| s.start_lsn).min();
+    let Some(oldest) = oldest else { return Ok(None) };
+    for (_, copies) in &walk(catalog, history, oldest)?.segments {
+        let summary = summary_of(&catalog.read_segment(copies, opener)?);
+        if let Some(point) = summary.restore_points.iter().find(|point| point.name == name) {
+            return Ok(Some(RestorePoint { time: point.time.into(), lsn: point.lsn }));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the timeline on which the cluster lived at `time`: of those born by then, the one born last.
+pub fn live_timeline(catalog: &Catalog<'_>, time: Timestamp, opener: &Opener) -> Result<TimelineId> {
+    let known = catalog.timelines();
+    let mut live = *known.first().unwrap_or(&TimelineId(1));
+    let mut born = Timestamp::MIN;
+    for timeline in known.into_iter().skip(1) {
+        let birth = birth(catalog, timeline, opener)?;
+        if birth <= time && birth >= born {
+            (live, born) = (timeline, birth);
+        }
+    }
+    Ok(live)
+}
+
+/// Returns when `timeline` was made: what the end-of-recovery record in its first segment says, else when its history
+/// was archived.
+fn birth(catalog: &Catalog<'_>, timeline: TimelineId, opener: &Opener) -> Result<Timestamp> {
+    let archived = catalog.history_archived(timeline).unwrap_or(Timestamp::MIN);
+    let history = catalog.history(timeline, opener)?;
+    let Some(begin) = history.ancestors.last().map(|entry| entry.switch) else { return Ok(archived) };
+    let first = WalSegmentName::containing(timeline, begin, catalog.segment_size);
+    let Some(copies) = catalog.wal_from(first)?.remove(&first) else { return Ok(archived) };
+    let summary = summary_of(&catalog.read_segment(&copies, opener)?);
+    let record = summary.end_of_recovery.iter().find(|record| record.timeline == timeline);
+    Ok(record.map_or(archived, |record| record.time.into()))
+}
