@@ -1,5 +1,6 @@
 //! Walden: a WAL archiver and point-in-time-recovery agent for PostgreSQL.
 pub mod archive;
+pub mod backup;
 pub mod codec;
 pub mod commands;
 pub mod config;

@@ -9,7 +9,6 @@ mod init;
 mod list;
 mod output;
 mod progress;
-#[cfg(any())]
 mod recover;
 mod setup;
 mod status;
@@ -51,7 +50,6 @@ enum Command {
     ArchivePush(archive_push::Args),
     ArchiveGet(archive_get::Args),
     BaseBackup(base_backup::Args),
-    #[cfg(any())]
     Recover(recover::Args),
     Status(status::Args),
     List(list::Args),
@@ -88,7 +86,6 @@ pub fn main() -> u8 {
             };
         }
         Command::BaseBackup(args) => base_backup::run(global, args),
-        #[cfg(any())]
         Command::Recover(args) => recover::run(global, args),
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
