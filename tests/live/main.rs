@@ -8,5 +8,6 @@
 
 mod archive;
 mod init;
+mod recover;
 mod smoke;
 mod support;
