@@ -7,7 +7,11 @@
 #![allow(clippy::doc_markdown, clippy::needless_pass_by_value, clippy::result_large_err)]
 
 mod archive;
+mod cli;
 mod init;
 mod recover;
+mod reports;
 mod smoke;
+mod stores;
 mod support;
+mod wal_reader;
