@@ -46,6 +46,9 @@ pub struct Args {
     /// How to reach the server, as a libpq connection string
     #[arg(long, value_name = "STRING")]
     connection: Option<String>,
+    /// Where postgres and pg_ctl are, for recover --start [default: searched for]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
     /// Set the server's settings with ALTER SYSTEM instead of only printing them
     #[arg(long)]
     apply: bool,
@@ -195,8 +198,14 @@ fn config_text(
     if args.no_encryption {
         text.push_str("encryption = \"none\"\n");
     }
+    if args.connection.is_some() || args.bin_dir.is_some() {
+        text.push_str("\n[server]\n");
+    }
     if let Some(connection) = &args.connection {
-        let _ = writeln!(text, "\n[server]\nconnection = {}", toml_string(connection));
+        let _ = writeln!(text, "connection = {}", toml_string(connection));
+    }
+    if let Some(dir) = &args.bin_dir {
+        let _ = writeln!(text, "bin_dir = {}", text_of(&durable::absolute(dir).context("--bin-dir")?)?);
     }
     for given in &args.repository {
         let (name, url) = split_repository(given)?;

@@ -65,10 +65,10 @@ pub fn settings(plan: &Plan<'_>, options: &SettingsOptions) -> Vec<(String, Stri
         Target::Name(name) => Some(("recovery_target_name", name.clone())),
     };
     let mut list: Vec<(String, String)> = vec![("restore_command".into(), options.restore_command.clone())];
-    for name in TARGETS {
-        let value = chosen.as_ref().filter(|(chosen, _)| *chosen == name).map(|(_, value)| value.clone());
-        list.push((name.into(), value.unwrap_or_default()));
-    }
+    // An empty one that comes after the chosen one is refused like a second target (xlogrecovery.c, assign hooks).
+    let others = TARGETS.iter().filter(|name| chosen.as_ref().is_none_or(|(chosen, _)| chosen != *name));
+    list.extend(others.map(|name| ((*name).into(), String::new())));
+    list.extend(chosen.map(|(name, value)| (name.into(), value)));
     let inclusive = if plan.exclusive { "off" } else { "on" };
     list.push(("recovery_target_inclusive".into(), inclusive.into()));
     list.push(("recovery_target_timeline".into(), plan.timeline.0.to_string()));

@@ -45,6 +45,7 @@ live_test!(
                 assert!(original == fs::read(&path).expect("read"), "{name} differs");
             }
             fs::copy(&path, copies.join(name)).expect("copy");
+            user::give(&copies.join(name));
         }
         // pg_waldump reads what came back.
         if let Some(waldump) = tools::pg_waldump(pg.major) {

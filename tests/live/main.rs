@@ -8,6 +8,11 @@
 
 mod archive;
 mod backup_engine;
+mod cli;
 mod init;
+mod recover;
+mod reports;
 mod smoke;
+mod stores;
 mod support;
+mod wal_reader;

@@ -3,10 +3,10 @@
 use super::super::bytes::u16_in;
 use super::super::{BLOCK_SIZE, Lsn, ParseError, SegmentHeader};
 use super::carry::{Carry, PartialRecord};
-use super::crc::RecordCrc;
+use super::crc::{PageCrc, record_crc};
 use super::outcome::{ReadOutcome, ReaderOptions, SegmentEnd, WalVersion};
 use super::page::{Page, PageHeader};
-use super::record::{Record, RecordHeader};
+use super::record::{Record, RecordHeader, align};
 use super::stop::{Stop, StopReason};
 use super::visitor::RecordVisitor;
 
@@ -44,7 +44,7 @@ pub struct RecordReader {
     previous: Lsn,
     pending: Pending,
     partial: PartialRecord,
-    crc: RecordCrc,
+    crc: PageCrc,
     /// The beginning of a page whose end was not pushed yet.
     buffer: Vec<u8>,
 }
@@ -69,7 +69,7 @@ impl RecordReader {
             previous: Lsn::INVALID,
             pending: Pending::None,
             partial: PartialRecord::new(),
-            crc: RecordCrc::new(),
+            crc: PageCrc::new(),
             buffer: Vec::new(),
         }
     }
@@ -308,6 +308,7 @@ impl RecordReader {
 
     /// Reads the records that begin on the page from `at` on.
     fn records<V: RecordVisitor>(&mut self, page: &Page, mut at: usize, page_lsn: Lsn, visitor: &mut V) {
+        let verified = if self.options.check_crc { self.crc.verified_until(page, at) } else { BLOCK_SIZE };
         while let Some(header) = page.get(at..).and_then(|rest| rest.first_chunk()) {
             let lsn = Lsn(page_lsn.0 + at as u64);
             let header = RecordHeader(header);
@@ -317,8 +318,8 @@ impl RecordReader {
             let total_len = header.total_len();
             let Some(bytes) = page.get(at..at + total_len as usize) else { break };
             let body = &bytes[RecordHeader::LEN..];
-            if self.options.check_crc {
-                let computed = self.crc.of(header.0, body);
+            if at >= verified {
+                let computed = record_crc(header.0, body);
                 if computed != header.crc() {
                     return self.stop(lsn, StopReason::Checksum { stored: header.crc(), computed });
                 }
@@ -431,10 +432,4 @@ fn check_length(length: u32) -> Result<(), StopReason> {
     } else {
         Err(StopReason::Length { found: length })
     }
-}
-
-/// Returns the next position, from this one on, at which a record can begin (`MAXALIGN`).
-#[inline]
-fn align(at: usize) -> usize {
-    at.next_multiple_of(8)
 }

@@ -78,6 +78,12 @@ impl RecordHeader<'_> {
     }
 }
 
+/// Returns the next position, from this one on, at which a record can begin (`MAXALIGN`).
+#[inline]
+pub(super) fn align(at: usize) -> usize {
+    at.next_multiple_of(8)
+}
+
 /// A relation's file, apart from fork and segment (`RelFileLocator`, before 16 `RelFileNode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RelFileLocator {

@@ -66,8 +66,9 @@ impl Site {
         let data_dir = cluster.data_dir().display().to_string();
         let state_dir = work.join("state").display().to_string();
         let connection = cluster.connection_string();
-        let mut arguments =
-            vec!["init", "--data-dir", &data_dir, "--state-dir", &state_dir, "--connection", &connection];
+        let bin_dir = pg.bin.display().to_string();
+        let mut arguments = vec!["init", "--data-dir", &data_dir, "--state-dir", &state_dir];
+        arguments.extend(["--connection", &connection, "--bin-dir", &bin_dir]);
         for repository in &repositories {
             arguments.extend(["--repository", repository]);
         }
