@@ -8,7 +8,7 @@ mod schema;
 mod wal;
 
 pub use operations::Operation;
-pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
+pub use wal::{ArchivedRow, Commits, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags};
