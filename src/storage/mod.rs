@@ -6,8 +6,17 @@
 
 mod forward;
 mod fs;
+mod retry;
+mod s3;
+
+#[doc(hidden)]
+pub mod conformance;
+#[doc(hidden)]
+pub mod faulty;
 
 pub use fs::FsStorage;
+pub use retry::Retry;
+pub use s3::{S3Options, S3Storage};
 
 use bytes::Bytes;
 use std::fmt;
