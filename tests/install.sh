@@ -286,6 +286,7 @@ Dir::Cache "$work";
 Acquire::Languages "none";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::Retries "3";
+Acquire::Check-Valid-Until "false";
 APT::Sandbox::User "root";
 CONF
     export APT_CONFIG=$work/apt.conf

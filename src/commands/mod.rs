@@ -8,6 +8,7 @@ mod demo;
 mod init;
 mod list;
 mod output;
+mod progress;
 mod recover;
 mod setup;
 mod status;

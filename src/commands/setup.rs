@@ -161,3 +161,43 @@ pub fn owner_for(path: &Path) -> Option<(u32, u32)> {
     let meta = std::fs::metadata(path).ok()?;
     (meta.uid() != 0).then_some((meta.uid(), meta.gid()))
 }
+
+/// Returns the system identifier to report on: the one given, else that of the data directory, else the only one that
+/// the repositories know.
+pub fn cluster_identifier(
+    config: &Config,
+    repositories: &[Repository],
+    given: Option<SystemIdentifier>,
+) -> Result<SystemIdentifier> {
+    if let Some(sysid) = given {
+        return Ok(sysid);
+    }
+    let here = control_file(&config.data_dir);
+    if let Ok(control) = &here {
+        return Ok(control.system_identifier);
+    }
+    let mut known = std::collections::BTreeSet::new();
+    let mut problem = None;
+    for repository in repositories {
+        match crate::repository::clusters(repository, &config.cluster, &repository.deadline()) {
+            Ok(found) => known.extend(found),
+            Err(error) => problem = Some(repository.error("look into", &error)),
+        }
+    }
+    let mut list = known.iter();
+    match (list.next(), list.next()) {
+        (Some(only), None) => Ok(*only),
+        (None, _) => Err(problem.unwrap_or_else(|| {
+            Error::new(
+                crate::kind::Kind::Repository,
+                format!("no repository holds a cluster \"{}\"", config.cluster),
+            )
+            .with_hint("walden init sets it up")
+        })),
+        _ => {
+            let list: Vec<String> = known.iter().map(ToString::to_string).collect();
+            Err(Error::usage(format!("the cluster has several system identifiers: {}", list.join(", ")))
+                .with_hint("choose one with --system-identifier"))
+        }
+    }
+}

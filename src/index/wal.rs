@@ -192,8 +192,23 @@ impl Index {
         sql(read(), "look up a repository")
     }
 
-    /// Returns the last commit that is archived within `timelines`, at most at `until` (µs since 1970): its time
-    /// and the LSN of the last commit of its segment.
+    /// Returns how many files only the repository at `url` holds, and the newest of their names.
+    pub fn only_in(&self, url: &str) -> Result<(u64, Option<String>)> {
+        sql(
+            self.connection.query_row(
+                "SELECT count(*), max(w.name) FROM wal w
+                 WHERE EXISTS (SELECT 1 FROM wal_copy c JOIN repository r ON r.id = c.repository_id
+                               WHERE c.wal_id = w.id AND r.url = ?1)
+                   AND NOT EXISTS (SELECT 1 FROM wal_copy c JOIN repository r ON r.id = c.repository_id
+                                   WHERE c.wal_id = w.id AND r.url <> ?1)",
+                [url],
+                |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)),
+            ),
+            "count what only one repository holds",
+        )
+    }
+
+    /// Returns the time of the newest commit that is archived, in µs since 1970.
     pub fn newest_commit(&self, sysid: SystemIdentifier) -> Result<Option<i64>> {
         sql(
             self.connection.query_row(

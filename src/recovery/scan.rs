@@ -30,16 +30,30 @@ pub struct RestorePoint {
 }
 
 fn summary_of(content: &[u8]) -> SegmentSummary {
-    summarize(content)
+    summarize(content, None).0
+}
+
+fn commit_in(summary: &SegmentSummary) -> Option<LastCommit> {
+    let (last, latest) = (summary.last_commit.as_ref()?, summary.max_commit_time?);
+    Some(LastCommit { time: last.time.into(), latest: latest.into(), lsn: last.lsn })
 }
 
 /// Returns the last commit on `path`; none if there is no commit on all of it.
 pub fn last_commit(catalog: &Catalog<'_>, path: &WalPath<'_>, opener: &Opener) -> Result<Option<LastCommit>> {
+    let mut following: Option<Vec<u8>> = None;
     for (_, copies) in path.segments.iter().rev() {
-        let summary = summary_of(&catalog.read_segment(copies, opener)?);
-        if let (Some((time, lsn)), Some(latest)) = (summary.last_commit, summary.max_commit_time) {
-            return Ok(Some(LastCommit { time: time.into(), latest: latest.into(), lsn }));
+        let content = catalog.read_segment(copies, opener)?;
+        let (summary, carry) = summarize(&content, None);
+        // A commit record that begins here may end in the segment that follows.
+        if let (Some(following), Some(carry)) = (&following, carry)
+            && let Some(commit) = commit_in(&summarize(following, Some(carry)).0)
+        {
+            return Ok(Some(commit));
         }
+        if let Some(commit) = commit_in(&summary) {
+            return Ok(Some(commit));
+        }
+        following = Some(content);
     }
     Ok(None)
 }
@@ -88,6 +102,6 @@ fn birth(catalog: &Catalog<'_>, timeline: TimelineId, opener: &Opener) -> Result
     let first = WalSegmentName::containing(timeline, begin, catalog.segment_size);
     let Some(copies) = catalog.wal_from(first)?.remove(&first) else { return Ok(archived) };
     let summary = summary_of(&catalog.read_segment(&copies, opener)?);
-    let record = summary.end_of_recovery.iter().find(|record| record.timeline == timeline);
+    let record = summary.timeline_switches.iter().find(|record| record.timeline == timeline);
     Ok(record.map_or(archived, |record| record.time.into()))
 }

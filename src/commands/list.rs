@@ -1,0 +1,163 @@
+//! `walden list`: backups, or WAL by ranges.
+
+use super::output::{Format, bytes, json, table, time};
+use super::{Global, setup};
+use crate::config::Config;
+use crate::kind::Result;
+use crate::postgres::{SystemIdentifier, TimelineId, WalSegmentName};
+use crate::recovery::catalog::Catalog;
+use crate::repository::{Repository, list_wal_timeline, timelines};
+use serde::Serialize;
+
+/// List the backups, or the archived WAL by ranges
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  walden list\n  walden list wal")]
+pub struct Args {
+    /// What to list
+    #[arg(value_enum, default_value = "backups")]
+    what: What,
+    /// Text for people or JSON for programs
+    #[arg(long, value_enum, default_value = "text")]
+    output: Format,
+    /// The system identifier, where the data directory is not here
+    #[arg(long, value_name = "NUMBER")]
+    system_identifier: Option<SystemIdentifier>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum What {
+    Backups,
+    Wal,
+}
+
+/// Segments that follow each other without a hole, in one repository.
+#[derive(Debug, Serialize)]
+struct Range {
+    repository: String,
+    timeline: TimelineId,
+    first: WalSegmentName,
+    last: WalSegmentName,
+    segments: usize,
+    stored_bytes: u64,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &Args) -> Result<()> {
+    let config = Config::load(global.config.as_deref())?;
+    let repositories = setup::repositories(&config)?;
+    let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
+    let mut usable = Vec::new();
+    for repository in &repositories {
+        match repository.storage().probe(&repository.deadline()) {
+            Ok(()) => usable.push(repository),
+            Err(error) => tracing::warn!("{}; it is left out", repository.error("look into", &error)),
+        }
+    }
+    if usable.is_empty() {
+        let error = crate::kind::Error::new(crate::kind::Kind::Repository, "no repository can be reached");
+        return Err(error.with_hint("see the warnings above"));
+    }
+    let catalog = Catalog::read(&usable, &config.cluster, sysid)?;
+    match args.what {
+        What::Backups => backups(&catalog, args.output),
+        What::Wal => wal(&catalog, args.output),
+    }
+}
+
+fn backups(catalog: &Catalog<'_>, format: Format) -> Result<()> {
+    if format == Format::Json {
+        let list: Vec<serde_json::Value> = catalog
+            .backups
+            .iter()
+            .map(|backup| {
+                let names: Vec<&str> = backup.held_by.iter().map(|repository| repository.name()).collect();
+                let mut value = serde_json::to_value(&backup.summary).unwrap_or_default();
+                if let Some(object) = value.as_object_mut() {
+                    // The pieces are the reader's matter and would bury the rest.
+                    object.remove("pieces");
+                    object.insert("repositories".into(), names.into());
+                }
+                value
+            })
+            .collect();
+        return json(&list);
+    }
+    if catalog.backups.is_empty() {
+        println!("There is no backup. Take one with walden base-backup.");
+        return Ok(());
+    }
+    let header = ["ID", "ENDED", "TIMELINE", "SIZE", "STORED", "REPOSITORIES", "LABEL"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for backup in &catalog.backups {
+        let summary = &backup.summary;
+        let names: Vec<&str> = backup.held_by.iter().map(|repository| repository.name()).collect();
+        rows.push(vec![
+            summary.id.clone(),
+            time(summary.stop_time),
+            summary.timeline.0.to_string(),
+            bytes(summary.size),
+            bytes(summary.stored_size),
+            names.join(","),
+            summary.label.clone(),
+        ]);
+    }
+    print!("{}", table(&rows));
+    Ok(())
+}
+
+fn wal(catalog: &Catalog<'_>, format: Format) -> Result<()> {
+    let mut ranges = Vec::new();
+    for repository in &catalog.repositories {
+        let failed = |error| repository.error("list", &error);
+        for timeline in timelines(repository, &catalog.keys).map_err(failed)? {
+            ranges.extend(ranges_of(catalog, repository, timeline)?);
+        }
+    }
+    if format == Format::Json {
+        return json(&ranges);
+    }
+    if ranges.is_empty() {
+        println!("No WAL is archived yet.");
+        return Ok(());
+    }
+    let header = ["REPOSITORY", "TIMELINE", "FIRST", "LAST", "SEGMENTS", "STORED"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for range in &ranges {
+        rows.push(vec![
+            range.repository.clone(),
+            range.timeline.0.to_string(),
+            range.first.to_string(),
+            range.last.to_string(),
+            range.segments.to_string(),
+            bytes(range.stored_bytes),
+        ]);
+    }
+    print!("{}", table(&rows));
+    Ok(())
+}
+
+fn ranges_of(catalog: &Catalog<'_>, repository: &Repository, timeline: TimelineId) -> Result<Vec<Range>> {
+    let size = catalog.segment_size;
+    let objects = list_wal_timeline(repository, &catalog.keys, timeline, &repository.deadline())
+        .map_err(|error| repository.error("list", &error))?;
+    let mut ranges: Vec<Range> = Vec::new();
+    for object in objects {
+        let Some(segment) = object.segment() else { continue };
+        match ranges.last_mut() {
+            Some(range) if range.last == segment || range.last.next(size) == segment => {
+                range.segments += usize::from(range.last != segment);
+                range.last = segment;
+                range.stored_bytes += object.object.size;
+            }
+            _ => ranges.push(Range {
+                repository: repository.name().to_owned(),
+                timeline,
+                first: segment,
+                last: segment,
+                segments: 1,
+                stored_bytes: object.object.size,
+            }),
+        }
+    }
+    Ok(ranges)
+}

@@ -1,0 +1,374 @@
+//! `walden recover`: plan, restore, configure, and perhaps start.
+
+use super::output::{Format, bytes, json};
+use super::{Global, setup};
+use crate::codec::Opener;
+use crate::config::Config;
+use crate::durable;
+use crate::index::IndexHandle;
+use crate::kind::{Context, Error, Kind, Result};
+use crate::postgres::WalSegmentName;
+use crate::progress::Progress;
+use crate::recovery::plan::{Plan, Request, plan};
+use crate::recovery::restore::{RestoreOptions, restore};
+use crate::recovery::settings::{self, Action, SettingsOptions};
+use crate::recovery::source::RepositorySource;
+use crate::recovery::start::{self, StartOptions};
+use crate::recovery::target::{Target, TimelineChoice, utc};
+use crate::repository::{ClusterKeys, Repository};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Restore the cluster to a moment
+///
+/// Plans first and restores nothing that cannot be reached. The restored copy is harmless: it does not archive and starts
+/// no logical replication workers, unless --take-over makes it production.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  walden recover --until '10 minutes ago' --plan\n  \
+    walden recover --until '2026-11-20 14:30:00+01' --data-dir /var/lib/postgresql/17/restored --start\n\n\
+    A target is a time (with its offset, or in this machine's zone), latest, immediate, lsn:0/3000060, xid:1234 or\n\
+    name:RESTORE_POINT.")]
+pub struct Args {
+    /// What to recover to
+    #[arg(long, value_name = "TARGET")]
+    until: String,
+    /// Where to restore to: an empty or missing directory
+    #[arg(long, value_name = "DIR", required_unless_present = "plan")]
+    data_dir: Option<PathBuf>,
+    /// Stop right before the target
+    #[arg(long)]
+    exclusive: bool,
+    /// The timeline to follow: a number, latest or current [default: the one that was live at the target]
+    #[arg(long, value_name = "TIMELINE")]
+    timeline: Option<TimelineChoice>,
+    /// The backup to restore [default: the newest that ended before the target]
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+    /// Recover without this repository, and without what only it holds (may be given several times)
+    #[arg(long, value_name = "NAME")]
+    without: Vec<String>,
+    /// Accept that nothing after this segment is replayed (may be given several times)
+    #[arg(long, value_name = "SEGMENT")]
+    through: Vec<WalSegmentName>,
+    /// The restored directory becomes production: archiving and subscriptions stay as they were
+    #[arg(long)]
+    take_over: bool,
+    /// Only print the plan
+    #[arg(long)]
+    plan: bool,
+    /// Start the server and follow it to the target
+    #[arg(long)]
+    start: bool,
+    /// What the server does at the target
+    #[arg(long, value_name = "ACTION", default_value = "promote", value_parser = ["pause", "promote", "shutdown"])]
+    action: String,
+    /// Where a tablespace is to be (may be given several times)
+    #[arg(long, value_name = "OID=DIR")]
+    tablespace: Vec<String>,
+    /// Put every other tablespace into this directory, each under its OID
+    #[arg(long, value_name = "DIR")]
+    tablespace_root: Option<PathBuf>,
+    /// The port of the restored server [default: the original's, or with --start a free one where that is taken]
+    #[arg(long)]
+    port: Option<u16>,
+    /// How many objects are fetched at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    parallel: u16,
+    /// Text for people or JSON for programs
+    #[arg(long, value_enum, default_value = "text")]
+    output: Format,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &Args) -> Result<()> {
+    let now = jiff::Zoned::now();
+    let target = Target::parse(&args.until, &now)?;
+    let action = check(args, &target)?;
+    let config = Config::load(global.config.as_deref())?;
+    let repositories = setup::repositories_without(&config, &args.without)?;
+    let opener = setup::opener(&config)?;
+    let index = setup::index(&config);
+    let repositories: Vec<&Repository> = repositories.iter().collect();
+    probe(&repositories, &config, args, &index)?;
+    let request = Request {
+        cluster: config.cluster.clone(),
+        target,
+        exclusive: args.exclusive,
+        timeline: args.timeline.unwrap_or(TimelineChoice::Fitting),
+        backup: args.backup.clone(),
+        through: args.through.clone(),
+    };
+    let plan = plan(&request, &repositories, &opener)?;
+    if args.output == Format::Json && args.plan {
+        return json(&plan);
+    }
+    // With JSON, stdout is for the result alone.
+    let show = |text: String| if args.output == Format::Json { eprint!("{text}") } else { print!("{text}") };
+    show(plan_text(&plan, &args.without));
+    if args.plan {
+        return Ok(());
+    }
+    let data_dir = args.data_dir.as_deref().unwrap_or(Path::new(""));
+    let data_dir = durable::absolute(data_dir).context("--data-dir")?;
+    let operation = index.run(|index| index.log_start("recover", &format!("--until {} to {}", plan.target, data_dir.display())));
+    let result = carry_out(&config, args, action, &plan, &data_dir, &opener, &show);
+    if let Some(operation) = operation {
+        let outcome = result.as_ref().map_or_else(ToString::to_string, |()| "done".to_owned());
+        index.run(|index| index.log_end(operation, &outcome));
+    }
+    result
+}
+
+fn check(args: &Args, target: &Target) -> Result<Action> {
+    if args.exclusive && !target.can_be_exclusive() {
+        return Err(Error::usage(format!("--exclusive does not go with the target {target}"))
+            .with_hint("the server can stop right before a time, an LSN or a transaction only"));
+    }
+    let action = match args.action.as_str() {
+        "pause" => Action::Pause,
+        "shutdown" => Action::Shutdown,
+        _ => Action::Promote,
+    };
+    if *target == Target::Latest && action != Action::Promote {
+        return Err(Error::usage(format!("--action {} does not go with the target latest", args.action))
+            .with_hint("without a target the server promotes at the end of the archive; name a time or an LSN"));
+    }
+    Ok(action)
+}
+
+/// Every repository must answer before anything is planned: what only one holds would silently be missing.
+fn probe(repositories: &[&Repository], config: &Config, args: &Args, index: &IndexHandle) -> Result<()> {
+    for repository in repositories {
+        let found = crate::repository::clusters(repository, &config.cluster, &repository.deadline());
+        let problem = match found {
+            Ok(found) if !found.is_empty() => continue,
+            Ok(_) => Error::new(
+                Kind::Repository,
+                format!("repository \"{}\" holds no cluster \"{}\"", repository.name(), config.cluster),
+            ),
+            Err(error) => repository.error("look into", &error),
+        };
+        if repositories.len() == 1 {
+            return Err(problem.with_hint("it is the only repository that is left"));
+        }
+        let only = index.run(|index| index.only_in(repository.url()));
+        let known = match only {
+            Some((0, _)) => "as far as the index knows it holds no WAL that another one lacks".to_owned(),
+            Some((n, Some(newest))) => {
+                format!("the index knows {n} WAL files that only it holds, the newest {newest}: they would be lost")
+            }
+            _ => "what only it holds is not known and would be lost".to_owned(),
+        };
+        let mut command = format!("walden recover --until {}", setup::shell_word(&args.until));
+        for name in args.without.iter().map(String::as_str).chain([repository.name()]) {
+            command += &format!(" --without {}", setup::shell_word(name));
+        }
+        if let Some(dir) = &args.data_dir {
+            command += &format!(" --data-dir {}", setup::shell_word(&dir.to_string_lossy()));
+        }
+        return Err(problem.with_hint(format!("{known}; to recover without it: {command}")));
+    }
+    Ok(())
+}
+
+fn plan_text(plan: &Plan<'_>, without: &[String]) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| text += &format!("  {name:<14} {value}\n");
+    line("Target", format!("{}{}", plan.target, if plan.exclusive { ", stopping right before it" } else { "" }));
+    line(
+        "Backup",
+        format!(
+            "{}, ended {}, {} ({} to fetch) from {}",
+            plan.backup,
+            utc(plan.summary.stop_time),
+            bytes(plan.summary.size),
+            bytes(plan.backup_bytes),
+            plan.backup_repositories.join(" or ")
+        ),
+    );
+    let path: Vec<String> = plan.timeline_path.iter().map(|timeline| timeline.0.to_string()).collect();
+    line("Timeline", format!("{} (by way of {})", plan.timeline.0, path.join(", ")));
+    line(
+        "WAL",
+        format!(
+            "up to {} segments ({}), {} to {}",
+            plan.segments,
+            bytes(plan.wal_bytes),
+            plan.first_segment,
+            plan.last_segment
+        ),
+    );
+    if let Some(commit) = &plan.last_commit {
+        line("Last commit", format!("{} is the last one archived", utc(commit.latest)));
+    }
+    for name in without {
+        line("Without", format!("repository \"{name}\": what only it holds is lost"));
+    }
+    for segment in &plan.through {
+        line("Through", format!("{segment}: what follows on its timeline is not replayed"));
+    }
+    for timeline in &plan.missing_histories {
+        line("Missing", crate::recovery::plan::history_name(*timeline));
+    }
+    for note in &plan.notes {
+        line("Note", note.clone());
+    }
+    format!("Plan for cluster \"{}\", system identifier {}\n{text}", plan.cluster, plan.system_identifier)
+}
+
+fn carry_out(
+    config: &Config,
+    args: &Args,
+    action: Action,
+    plan: &Plan<'_>,
+    data_dir: &Path,
+    opener: &Opener,
+    show: &dyn Fn(String),
+) -> Result<()> {
+    let owner = restored_owner(config, data_dir);
+    let bin_dir = if args.start {
+        Some(start::find_bin_dir(config.server.bin_dir.as_deref(), plan.summary.major_version)?)
+    } else {
+        None
+    };
+    if args.start && nix::unistd::geteuid().is_root() && owner.is_none() {
+        return Err(Error::new(Kind::Server, "PostgreSQL does not run as root")
+            .with_hint("run walden as the user that owns the data directory"));
+    }
+    let keys = ClusterKeys::new(&plan.cluster, plan.system_identifier);
+    let source = RepositorySource::new(plan.backup_from.clone(), keys.backup(&plan.backup));
+    let options = RestoreOptions {
+        data_dir: data_dir.to_path_buf(),
+        parallel: usize::from(args.parallel),
+        tablespaces: tablespaces(args)?,
+        tablespace_root: args.tablespace_root.clone(),
+        owner,
+    };
+    let progress = Progress::new();
+    super::progress::while_shown(&progress, "restore", || {
+        restore(&plan.summary, &source, opener, &options, &progress)
+    })?;
+    let mut settings_options = SettingsOptions {
+        restore_command: restore_command(config, args, plan)?,
+        action,
+        take_over: args.take_over,
+        port: args.port,
+        owner,
+    };
+    settings::write(data_dir, plan, &settings_options)?;
+    show(format!("Restored backup {} into {}\n", plan.backup, data_dir.display()));
+    let Some(bin_dir) = bin_dir else {
+        show(format!("Start the server: it recovers to {} and then does \"{}\".\n", plan.target, action.word()));
+        if !args.take_over {
+            show("The copy does not archive (archive_mode is off): see --take-over.\n".to_owned());
+        }
+        return if args.output == Format::Json { json(plan) } else { Ok(()) };
+    };
+    let mut start_options = StartOptions {
+        data_dir: data_dir.to_path_buf(),
+        bin_dir,
+        owner,
+        user: user(config, owner),
+        action,
+    };
+    if args.port.is_none() && !args.take_over {
+        let port = start::setting_of_stopped(&start_options, "port")?.parse().unwrap_or(5432);
+        let free = free_port_from(&start_options, port)?;
+        if free != port {
+            show(format!("Port {port} is taken: the restored server gets port {free}\n"));
+            settings_options.port = Some(free);
+            settings::write(data_dir, plan, &settings_options)?;
+        }
+    }
+    let reached = start::start_and_follow(&start_options)?;
+    start_options.action = action;
+    if args.output == Format::Json {
+        return json(&serde_json::json!({ "plan": plan, "reached": reached }));
+    }
+    show(reached_text(&reached, action));
+    Ok(())
+}
+
+fn reached_text(reached: &start::Reached, action: Action) -> String {
+    let mut text = match &reached.last_transaction {
+        Some(time) => format!("Reached the target. The last transaction replayed ended at {time}\n"),
+        None => "Reached the target. No transaction was replayed after the backup\n".to_owned(),
+    };
+    if let Some(connection) = &reached.connection {
+        text += &format!("Connect with: psql \"{connection}\"\n");
+    }
+    text += match action {
+        Action::Promote => "The server is promoted and accepts writes.\n",
+        Action::Pause => {
+            "Replay is paused: look, then SELECT pg_wal_replay_resume() to promote, or stop the server and recover to \
+             another target.\n"
+        }
+        Action::Shutdown => "The server has shut down at the target; recovery.signal is still there.\n",
+    };
+    text + &format!("The server's log is {}\n", reached.log.display())
+}
+
+/// Returns the restore_command of the restored server.
+fn restore_command(config: &Config, args: &Args, plan: &Plan<'_>) -> Result<String> {
+    let mut arguments = "archive-get %f %p".to_owned();
+    for name in &args.without {
+        arguments += &format!(" --without {}", setup::shell_word(name).replace('%', "%%"));
+    }
+    for segment in &plan.through {
+        arguments += &format!(" --through {segment}");
+    }
+    for timeline in &plan.missing_histories {
+        arguments += &format!(" --missing-history {}", timeline.0);
+    }
+    setup::server_command(&config.path, &arguments)
+}
+
+fn tablespaces(args: &Args) -> Result<BTreeMap<u32, PathBuf>> {
+    let mut map = BTreeMap::new();
+    for given in &args.tablespace {
+        let parsed = given.split_once('=').and_then(|(oid, dir)| Some((oid.parse::<u32>().ok()?, dir)));
+        let Some((oid, dir)) = parsed.filter(|(_, dir)| !dir.is_empty()) else {
+            return Err(Error::usage(format!("--tablespace {given}: it is OID=DIR"))
+                .with_hint("recover --plan and walden list --output json show the OIDs"));
+        };
+        map.insert(oid, durable::absolute(Path::new(dir)).context("--tablespace")?);
+    }
+    Ok(map)
+}
+
+/// Returns who is to own the restored files, where this process is root: the owner of the original data directory,
+/// of the directory to restore into, or of its parent, else the user postgres.
+fn restored_owner(config: &Config, data_dir: &Path) -> Option<(u32, u32)> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let parent = data_dir.parent().unwrap_or(Path::new("/"));
+    [config.data_dir.as_path(), data_dir, parent].into_iter().find_map(setup::owner_for).or_else(|| {
+        let user = nix::unistd::User::from_name("postgres").ok().flatten()?;
+        Some((user.uid.as_raw(), user.gid.as_raw()))
+    })
+}
+
+/// Returns the user to connect as: the one in the configured connection, else the owner's name.
+fn user(config: &Config, owner: Option<(u32, u32)>) -> String {
+    let words = config.server.connection.split_whitespace();
+    if let Some(user) = words.filter_map(|word| word.strip_prefix("user=")).next_back() {
+        return user.trim_matches('\'').to_owned();
+    }
+    let uid = owner.map_or_else(nix::unistd::geteuid, |(uid, _)| nix::unistd::Uid::from_raw(uid));
+    nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| "postgres".to_owned(), |user| user.name)
+}
+
+/// Returns `port`, or the next one on which nobody listens, neither at its TCP port nor at its socket.
+fn free_port_from(options: &StartOptions, port: u16) -> Result<u16> {
+    let sockets = start::setting_of_stopped(options, "unix_socket_directories")?;
+    let dir = sockets.split(',').next().unwrap_or_default().trim().to_owned();
+    for candidate in port..port.saturating_add(1000) {
+        let taken = std::net::TcpListener::bind(("127.0.0.1", candidate)).is_err();
+        let socket = Path::new(&dir).join(format!(".s.PGSQL.{candidate}"));
+        if !taken && (dir.is_empty() || !socket.exists()) {
+            return Ok(candidate);
+        }
+    }
+    Err(Error::new(Kind::Server, format!("no free port from {port} onward")).with_hint("give one with --port"))
+}

@@ -1,0 +1,111 @@
+//! `walden status`: repositories, backups, and what can be recovered.
+
+use super::output::{Format, bytes, json, table, time};
+use super::{Global, setup};
+use crate::config::Config;
+use crate::kind::Result;
+use crate::postgres::SystemIdentifier;
+use crate::upkeep::status::{Status, status};
+
+/// How many backups the screen shows.
+const SHOWN: usize = 10;
+
+/// Show the repositories, the backups and what can be recovered
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  walden status --output json")]
+pub struct Args {
+    /// Text for people or JSON for programs
+    #[arg(long, value_enum, default_value = "text")]
+    output: Format,
+    /// The system identifier, where the data directory is not here
+    #[arg(long, value_name = "NUMBER")]
+    system_identifier: Option<SystemIdentifier>,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &Args) -> Result<()> {
+    let config = Config::load(global.config.as_deref())?;
+    let repositories = setup::repositories(&config)?;
+    let index = setup::index(&config);
+    // A host that only archives has no identity, and one that is named but not readable is no reason to say nothing.
+    let opener = setup::opener(&config).unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        crate::codec::Opener::without_identity()
+    });
+    let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
+    let found = status(&config.cluster, sysid, &repositories, &opener, &index)?;
+    match args.output {
+        Format::Json => json(&found),
+        Format::Text => {
+            print!("{}", text(&found));
+            Ok(())
+        }
+    }
+}
+
+fn text(status: &Status) -> String {
+    let mut out = format!("Cluster \"{}\", system identifier {}\n", status.cluster, status.system_identifier);
+    out += "\nRepositories\n";
+    let mut rows = vec![];
+    for repository in &status.repositories {
+        let state = match &repository.problem {
+            Some(problem) => vec![format!("UNUSABLE: {problem}")],
+            None => vec![
+                match repository.behind {
+                    0 => "ok".to_owned(),
+                    n => format!("{n} segments behind"),
+                },
+                format!("{} segments, {}", repository.segments, bytes(repository.stored_bytes)),
+                match (repository.newest_segment, repository.newest_stored) {
+                    (Some(name), Some(stored)) => format!("newest {name} at {}", time(stored)),
+                    (Some(name), None) => format!("newest {name}"),
+                    _ => "no WAL yet".to_owned(),
+                },
+                format!("{} backups", repository.backups),
+            ],
+        };
+        rows.push([vec![repository.name.clone(), repository.url.clone()], state].concat());
+    }
+    out += &table(&rows);
+    out += "\nBackups\n";
+    if status.backups.is_empty() {
+        out += "  none: take one with walden base-backup\n";
+    }
+    let rows: Vec<Vec<String>> = status
+        .backups
+        .iter()
+        .take(SHOWN)
+        .map(|backup| {
+            let mut row = vec![
+                backup.id.clone(),
+                format!("ended {}", time(backup.stop_time)),
+                format!("{} (stored {})", bytes(backup.size), bytes(backup.stored_size)),
+                format!("in {}", backup.repositories.join(", ")),
+            ];
+            if backup.bad_pages > 0 {
+                row.push(format!("{} BAD PAGES", backup.bad_pages));
+            }
+            row
+        })
+        .collect();
+    out += &table(&rows);
+    if status.backups.len() > SHOWN {
+        out += &format!("  and {} older ones: walden list\n", status.backups.len() - SHOWN);
+    }
+    out += "\nCan be recovered\n";
+    if status.windows.is_empty() {
+        out += "  nothing yet\n";
+    }
+    for window in &status.windows {
+        let to = match (window.to, window.to_is_commit) {
+            (Some(to), true) => format!("the last archived commit at {}", crate::recovery::target::utc(to)),
+            (Some(to), false) => format!("the WAL stored at {}", time(to)),
+            (None, _) => format!("LSN {}", window.end_lsn),
+        };
+        out += &format!("  timeline {}: any moment from {} to {to}\n", window.timeline.0, time(window.from));
+        if let Some(gap) = window.gap {
+            out += &format!("    GAP: WAL segment {gap} is missing, later ones exist\n");
+        }
+    }
+    out
+}

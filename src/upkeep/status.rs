@@ -1,0 +1,263 @@
+//! What the repositories hold and what can be recovered from it, in a screenful.
+
+use crate::codec::Opener;
+use crate::index::IndexHandle;
+use crate::kind::Result;
+use crate::postgres::{Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
+use crate::recovery::catalog::Catalog;
+use crate::recovery::path::walk;
+use crate::repository::{ClusterKeys, ClusterState, Repository, ask_all, list_backups, list_wal_timeline, timelines};
+use crate::storage::{self, Deadline};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// Everything that `status` shows.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Its system identifier.
+    pub system_identifier: SystemIdentifier,
+    /// The repositories, in the order of the configuration.
+    pub repositories: Vec<RepositoryStatus>,
+    /// The backups, newest first.
+    pub backups: Vec<BackupStatus>,
+    /// To which moments the cluster can be recovered.
+    pub windows: Vec<Window>,
+    /// When the newest segment was archived, as the index knows it.
+    pub newest_archived: Option<Timestamp>,
+}
+
+/// One repository.
+#[derive(Debug, Serialize)]
+pub struct RepositoryStatus {
+    /// Its name.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// Why it cannot be used; none if it can.
+    pub problem: Option<String>,
+    /// The number of WAL segments in it.
+    pub segments: usize,
+    /// The bytes that they take there.
+    pub stored_bytes: u64,
+    /// The newest segment of the newest timeline.
+    pub newest_segment: Option<WalSegmentName>,
+    /// When that one was stored.
+    pub newest_stored: Option<Timestamp>,
+    /// How many segments it lacks that another repository holds.
+    pub behind: usize,
+    /// The number of complete backups in it.
+    pub backups: usize,
+}
+
+/// One backup.
+#[derive(Debug, Serialize)]
+pub struct BackupStatus {
+    /// Its id.
+    pub id: String,
+    /// Its label.
+    pub label: String,
+    /// When it ended: the first moment that it can be recovered to.
+    pub stop_time: Timestamp,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// The bytes of the database.
+    pub size: u64,
+    /// The bytes that it takes in a repository.
+    pub stored_size: u64,
+    /// The repositories that hold it.
+    pub repositories: Vec<String>,
+    /// Pages whose checksum was wrong.
+    pub bad_pages: u64,
+}
+
+/// A span of time to any moment of which the cluster can be recovered.
+#[derive(Debug, Serialize)]
+pub struct Window {
+    /// The timeline to recover along.
+    pub timeline: TimelineId,
+    /// The end of its first backup.
+    pub from: Timestamp,
+    /// The last commit in it where the WAL was read for it, else when its last segment was stored.
+    pub to: Option<Timestamp>,
+    /// Whether `to` is the time of a commit.
+    pub to_is_commit: bool,
+    /// Where its WAL ends.
+    pub end_lsn: Lsn,
+    /// The first segment that is missing behind it, where later ones exist.
+    pub gap: Option<WalSegmentName>,
+    /// The backups in it.
+    pub backups: usize,
+}
+
+/// Finds out the status of `sysid`. Repositories that cannot be asked are said to be so; the rest is told from the
+/// others.
+pub fn status(
+    cluster: &str,
+    sysid: SystemIdentifier,
+    repositories: &[Repository],
+    opener: &Opener,
+    index: &IndexHandle,
+) -> Result<Status> {
+    let keys = ClusterKeys::new(cluster, sysid);
+    let all: Vec<&Repository> = repositories.iter().collect();
+    let looks = ask_all(
+        &all,
+        usize::MAX,
+        |repository, deadline| (repository, look(repository, cluster, sysid, &keys, deadline)),
+        |_| false,
+    );
+    let everywhere: std::collections::BTreeSet<WalSegmentName> =
+        looks.iter().filter_map(|(_, look)| look.as_ref().ok()).flat_map(|look| look.segments.iter().copied()).collect();
+    let mut list = Vec::new();
+    let mut usable = Vec::new();
+    for (repository, look) in looks {
+        let (look, problem) = match look {
+            Ok(look) => (look, None),
+            Err(problem) => (Look::default(), Some(problem)),
+        };
+        if problem.is_none() {
+            usable.push(repository);
+        }
+        list.push(RepositoryStatus {
+            name: repository.name().to_owned(),
+            url: repository.url().to_owned(),
+            behind: if problem.is_some() { 0 } else { everywhere.len() - look.segments.len() },
+            problem,
+            segments: look.segments.len(),
+            stored_bytes: look.stored_bytes,
+            newest_segment: look.newest.map(|(name, _)| name),
+            newest_stored: look.newest.and_then(|(_, time)| time),
+            backups: look.backups,
+        });
+    }
+    let mut status = Status {
+        cluster: cluster.to_owned(),
+        system_identifier: sysid,
+        repositories: list,
+        backups: Vec::new(),
+        windows: Vec::new(),
+        newest_archived: index
+            .run(|index| index.wal_totals(sysid))
+            .and_then(|totals| totals.newest_archived)
+            .and_then(|us| Timestamp::from_microsecond(us).ok()),
+    };
+    if usable.is_empty() {
+        return Ok(status);
+    }
+    let catalog = Catalog::read(&usable, cluster, sysid)?;
+    status.backups = catalog
+        .backups
+        .iter()
+        .rev()
+        .map(|backup| BackupStatus {
+            id: backup.summary.id.clone(),
+            label: backup.summary.label.clone(),
+            stop_time: backup.summary.stop_time,
+            timeline: backup.summary.timeline,
+            size: backup.summary.size,
+            stored_size: backup.summary.stored_size,
+            repositories: backup.held_by.iter().map(|repository| repository.name().to_owned()).collect(),
+            bad_pages: backup.summary.bad_pages,
+        })
+        .collect();
+    status.windows = windows(&catalog, opener)?;
+    Ok(status)
+}
+
+#[derive(Debug, Default)]
+struct Look {
+    segments: std::collections::BTreeSet<WalSegmentName>,
+    stored_bytes: u64,
+    newest: Option<(WalSegmentName, Option<Timestamp>)>,
+    backups: usize,
+}
+
+fn look(
+    repository: &Repository,
+    cluster: &str,
+    sysid: SystemIdentifier,
+    keys: &ClusterKeys,
+    deadline: &Deadline,
+) -> Result<Look, String> {
+    let text = |error: storage::Error| error.to_string();
+    match ClusterState::ask(repository, cluster, sysid, deadline).map_err(text)? {
+        ClusterState::Known(_) => {}
+        ClusterState::OtherOnly(_) => return Err(format!("not initialised for system identifier {sysid}")),
+        ClusterState::Nothing => return Err(format!("holds no cluster \"{cluster}\" (not mounted, or wrong prefix)")),
+    }
+    let mut look = Look::default();
+    for timeline in timelines(repository, keys).map_err(text)? {
+        for object in list_wal_timeline(repository, keys, timeline, deadline).map_err(text)? {
+            if let Some(segment) = object.segment() {
+                look.segments.insert(segment);
+                look.stored_bytes += object.object.size;
+                look.newest = Some((segment, object.object.modified));
+            }
+        }
+    }
+    look.backups = list_backups(repository, keys).map_err(text)?.len();
+    Ok(look)
+}
+
+/// Returns the windows, along each timeline that has backups of its own or is the latest.
+fn windows(catalog: &Catalog<'_>, opener: &Opener) -> Result<Vec<Window>> {
+    let known = catalog.timelines();
+    let mut found: Vec<Window> = Vec::new();
+    for timeline in known.iter().rev() {
+        // Without the identity an encrypted history cannot be read, and a host that only archives has none.
+        let history = match catalog.history(*timeline, opener) {
+            Ok(history) => history,
+            Err(error) if error.kind() == crate::kind::Kind::Config => TimelineHistory::root(*timeline),
+            Err(error) => return Err(error),
+        };
+        let mut along = windows_along(catalog, &history, opener)?;
+        // A parent's windows that end before its child's fork are shown by the child already.
+        along.retain(|window| !found.iter().any(|other| other.end_lsn >= window.end_lsn && other.from == window.from));
+        found.extend(along);
+    }
+    Ok(found)
+}
+
+fn windows_along(catalog: &Catalog<'_>, history: &TimelineHistory, opener: &Opener) -> Result<Vec<Window>> {
+    let size = catalog.segment_size;
+    let mut found: Vec<Window> = Vec::new();
+    for backup in &catalog.backups {
+        let summary = &backup.summary;
+        let before_stop = Lsn(summary.stop_lsn.0.saturating_sub(1));
+        if !history.contains(summary.timeline, summary.start_lsn) || !history.contains(summary.timeline, before_stop) {
+            continue;
+        }
+        // The WAL of the window that is open reaches over this backup: it is one more way in.
+        if let Some(open) = found.last_mut()
+            && open.end_lsn >= summary.stop_lsn
+        {
+            open.backups += 1;
+            continue;
+        }
+        let path = walk(catalog, history, summary.start_lsn)?;
+        let Some((last, copies)) = path.segments.last() else { continue };
+        if last.end(size) < summary.stop_lsn {
+            continue;
+        }
+        let mut window = Window {
+            timeline: history.timeline,
+            from: summary.stop_time,
+            to: copies[0].1.object.modified,
+            to_is_commit: false,
+            end_lsn: last.end(size),
+            gap: path.gap,
+            backups: 1,
+        };
+        if opener.has_identity() || !summary.encrypted {
+            // The last commit lies near the end of the WAL.
+            if let Some(commit) = crate::recovery::scan::last_commit(catalog, &path, opener)? {
+                window.to = Some(commit.latest);
+                window.to_is_commit = true;
+            }
+        }
+        found.push(window);
+    }
+    Ok(found)
+}
