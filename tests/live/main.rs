@@ -6,5 +6,6 @@
 // Documentation here is full of program names, and helpers take what is short at the call.
 #![allow(clippy::doc_markdown, clippy::needless_pass_by_value, clippy::result_large_err)]
 
+mod s3;
 mod smoke;
 mod support;

@@ -12,6 +12,7 @@ mod reader;
 mod watch;
 
 use super::{Deadline, Error, Object, Put, Result, Storage};
+use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
@@ -88,6 +89,8 @@ pub struct S3Storage {
     /// Empty, or ends in a slash.
     prefix: String,
     options: S3Options,
+    /// Fixed credentials, instead of the chain's.
+    credentials: Option<Credentials>,
     client: OnceCell<Client>,
     /// What this store turned out not to know. See [`put`].
     no_conditions: AtomicBool,
@@ -106,8 +109,16 @@ impl S3Storage {
             no_conditions: AtomicBool::new(!options.conditional_writes),
             no_checksums: AtomicBool::new(!options.checksums),
             options,
+            credentials: None,
             client: OnceCell::new(),
         }
+    }
+
+    /// Returns the store with fixed credentials, for tests: they cannot change the environment that all share.
+    #[doc(hidden)]
+    pub fn with_credentials(options: S3Options, access_key: &str, secret_key: &str) -> Self {
+        let credentials = Credentials::new(access_key, secret_key, None, None, "test");
+        Self { credentials: Some(credentials), ..Self::new(options) }
     }
 
     fn full(&self, key: &str) -> Result<String> {
@@ -131,7 +142,10 @@ impl S3Storage {
         let watch = Arc::new(Watch::default());
         let mark = Mark(Arc::clone(&watch));
         let answer = async {
-            let client = self.client.get_or_try_init(|| client::connect(&self.options)).await?;
+            let client = self
+                .client
+                .get_or_try_init(|| client::connect(&self.options, self.credentials.as_ref()))
+                .await?;
             // The SDK's futures are large.
             let answer: std::pin::Pin<Box<dyn Future<Output = _>>> = Box::pin(request(client.clone(), mark));
             answer.await.map_err(|error| failure(what, &error))
