@@ -100,7 +100,7 @@ fn moto_conforms() {
         ..options(&moto.endpoint, "walden", "prefix")
     };
     let storage = S3Storage::with_credentials(options, &moto.access_key, &moto.secret_key);
-    // moto decides about a condition before it has the body, and so lets racing writers all succeed.
+    // Nothing in moto makes the check and the write one step, so a race may come out wrong (though rarely).
     conformance::run_extent(&storage, Extent { races: false, ..Extent::default() });
     let nowhere = super::options(&moto.endpoint, "nowhere", "prefix");
     conformance::run_without_root(&S3Storage::with_credentials(nowhere, &moto.access_key, &moto.secret_key));
