@@ -1,12 +1,19 @@
 //! Walden: a WAL archiver and point-in-time-recovery agent for PostgreSQL.
 pub mod archive;
+pub mod backup;
 pub mod codec;
+pub mod commands;
 pub mod config;
 pub mod durable;
+pub mod error;
 pub mod index;
 pub mod kind;
+pub mod log;
 pub mod postgres;
+pub mod progress;
 pub mod recovery;
 pub mod repository;
+pub mod server;
 pub mod shutdown;
 pub mod storage;
+pub mod upkeep;

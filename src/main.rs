@@ -11,7 +11,9 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         let message = info.payload_as_str().unwrap_or("unknown").replace('\n', " ");
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!("ERROR: internal error: {message} at {place}; hint: this is a bug in walden, please report it");
+        eprintln!(
+            "ERROR: internal error: {message} at {place}; hint: this is a bug in walden, please report it"
+        );
     }));
     let code = catch_unwind(AssertUnwindSafe(walden::commands::main)).unwrap_or_else(|_| {
         walden::shutdown::remove_temporary_files();

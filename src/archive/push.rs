@@ -10,7 +10,8 @@ use super::targets::{self, Target, Targets};
 use crate::codec::Sealer;
 use crate::index::{ArchivedRow, Fingerprint, IndexHandle, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
-use crate::postgres::{ArchiveFileName, TimelineId};
+use crate::postgres::wal::{SegmentSummary, summarize};
+use crate::postgres::{ArchiveFileName, PgTimestamp, TimelineId};
 use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, find_contents, ship};
 use bytes::Bytes;
 use std::path::Path;
@@ -165,6 +166,7 @@ struct Done {
     stored: bool,
     stored_size: Option<u64>,
     copies: Vec<RepositoryStamp>,
+    summary: Option<SegmentSummary>,
 }
 
 /// What all files of one call share.
@@ -213,6 +215,7 @@ impl Batch<'_> {
         self.compare_history(name)?;
         let content = file.read()?;
         let crc = crc32fast::hash(&content);
+        let summary = read_records(name, &content);
         let mut holding = Vec::new();
         let mut lacking = Vec::new();
         for target in &self.targets.ready {
@@ -231,6 +234,7 @@ impl Batch<'_> {
             stored: false,
             stored_size: None,
             copies: holding.iter().map(|target| target.stamp()).collect(),
+            summary,
         };
         let mut failed = Vec::new();
         if !lacking.is_empty() {
@@ -368,6 +372,38 @@ impl Batch<'_> {
     }
 }
 
+/// Reads a segment's records for the index. What is wrong with them is no reason not to archive it: the server has no
+/// better bytes.
+fn read_records(name: ArchiveFileName, content: &[u8]) -> Option<SegmentSummary> {
+    let ArchiveFileName::Segment(_) = name else { return None };
+    let summary = summarize(content, None).0;
+    if summary.major_version.is_none() {
+        tracing::warn!(
+            "WAL segment \"{name}\" has the unknown page magic {:04X}; archived, but its commits are not known",
+            summary.magic
+        );
+    } else if let Some(bad) = summary.bad_record.as_ref().filter(|bad| !bad.is_end_of_wal) {
+        tracing::warn!(
+            "WAL segment \"{name}\" has a bad record at {}: {}; archived as it is; hint: recovery cannot pass it, take a \
+             base backup now",
+            bad.lsn,
+            bad.reason
+        );
+    }
+    Some(summary)
+}
+
+/// Returns what the index keeps of the commits in a segment.
+fn commits_of(summary: &SegmentSummary) -> (u64, Option<i64>, Option<i64>, Option<u64>) {
+    let us = |time: PgTimestamp| jiff::Timestamp::from(time).as_microsecond();
+    (
+        summary.commits,
+        summary.min_commit_time.map(us),
+        summary.max_commit_time.map(us),
+        summary.last_commit.as_ref().map(|last| last.lsn.0),
+    )
+}
+
 fn record(index: &IndexHandle, files: &[WalFile], outcomes: &[Option<Result<Done>>]) {
     let names: Vec<String> = files.iter().map(|file| file.name.to_string()).collect();
     let rows: Vec<ArchivedRow<'_>> = files
@@ -381,7 +417,11 @@ fn record(index: &IndexHandle, files: &[WalFile], outcomes: &[Option<Result<Done
                 crc: done.crc,
                 fingerprint: done.fingerprint,
                 stored_size: done.stored_size,
-                commits: None,
+                commits: done
+                    .summary
+                    .as_ref()
+                    .filter(|summary| summary.major_version.is_some())
+                    .map(commits_of),
                 copies: &done.copies,
             }),
             _ => None,

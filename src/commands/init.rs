@@ -46,6 +46,9 @@ pub struct Args {
     /// How to reach the server, as a libpq connection string
     #[arg(long, value_name = "STRING")]
     connection: Option<String>,
+    /// Where postgres and pg_ctl are, for recover --start [default: searched for]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
     /// Set the server's settings with ALTER SYSTEM instead of only printing them
     #[arg(long)]
     apply: bool,
@@ -60,7 +63,9 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
 
 fn first(path: &Path, args: &Args) -> Result<()> {
     let required = |value: &Option<PathBuf>, flag: &str| {
-        value.clone().ok_or_else(|| Error::usage(format!("{flag} is missing")).with_hint("see walden init --help"))
+        value
+            .clone()
+            .ok_or_else(|| Error::usage(format!("{flag} is missing")).with_hint("see walden init --help"))
     };
     let data_dir = durable::absolute(&required(&args.data_dir, "--data-dir")?).context("--data-dir")?;
     let state_dir = durable::absolute(&required(&args.state_dir, "--state-dir")?).context("--state-dir")?;
@@ -111,8 +116,12 @@ fn first(path: &Path, args: &Args) -> Result<()> {
     }
     if generated.is_some() {
         println!("Wrote {} (the age identity that decrypts everything)", identity_path.display());
-        println!("  Keep a copy of it away from this host: without it nothing can be recovered. With its copy safe,");
-        println!("  move it off this host (and remove identity_file): then the host cannot read its own past.");
+        println!(
+            "  Keep a copy of it away from this host: without it nothing can be recovered. With its copy safe,"
+        );
+        println!(
+            "  move it off this host (and remove identity_file): then the host cannot read its own past."
+        );
     }
     settings(&parsed, args.apply)
 }
@@ -126,8 +135,11 @@ fn exists_already(path: &Path) -> Error {
 fn again(path: &Path, args: &Args) -> Result<()> {
     let config = Config::load(Some(path))?;
     let differs = |what: &str| {
-        Err(Error::config(format!("configuration \"{}\" exists already and has another {what}", path.display()))
-            .with_hint("edit the file; init does not overwrite it"))
+        Err(Error::config(format!(
+            "configuration \"{}\" exists already and has another {what}",
+            path.display()
+        ))
+        .with_hint("edit the file; init does not overwrite it"))
     };
     if args.cluster.as_ref().is_some_and(|cluster| *cluster != config.cluster) {
         return differs("cluster name");
@@ -174,7 +186,9 @@ fn config_text(
     identity: Option<&Path>,
 ) -> Result<String> {
     let text_of = |path: &Path| {
-        path.to_str().map(toml_string).ok_or_else(|| Error::usage(format!("\"{}\" is not text", path.display())))
+        path.to_str()
+            .map(toml_string)
+            .ok_or_else(|| Error::usage(format!("\"{}\" is not text", path.display())))
     };
     let mut text = String::new();
     let _ = writeln!(text, "# Walden's configuration; every key is described in docs/configuration.md.\n");
@@ -184,16 +198,22 @@ fn config_text(
     if args.no_encryption {
         text.push_str("encryption = \"none\"\n");
     }
+    if args.connection.is_some() || args.bin_dir.is_some() {
+        text.push_str("\n[server]\n");
+    }
     if let Some(connection) = &args.connection {
-        let _ = writeln!(text, "\n[server]\nconnection = {}", toml_string(connection));
+        let _ = writeln!(text, "connection = {}", toml_string(connection));
+    }
+    if let Some(dir) = &args.bin_dir {
+        let _ = writeln!(text, "bin_dir = {}", text_of(&durable::absolute(dir).context("--bin-dir")?)?);
     }
     for given in &args.repository {
         let (name, url) = split_repository(given)?;
         let _ = writeln!(text, "\n[[repository]]\nname = {}\nurl  = {}", toml_string(name), toml_string(url));
         for option in &args.repository_option {
-            let (key, value) = option.split_once('=').ok_or_else(|| {
-                Error::usage(format!("--repository-option {option}: it is NAME.KEY=VALUE"))
-            })?;
+            let (key, value) = option
+                .split_once('=')
+                .ok_or_else(|| Error::usage(format!("--repository-option {option}: it is NAME.KEY=VALUE")))?;
             let Some(key) = key.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')) else { continue };
             match value {
                 "true" | "false" => writeln!(text, "{key} = {value}"),
@@ -209,7 +229,10 @@ fn config_text(
             let _ = writeln!(text, "identity_file = {}   # only where recovery is run", text_of(identity)?);
         }
     }
-    let _ = writeln!(text, "\n[archive]\nacknowledge = 1     # how many repositories must hold a segment; or \"all\"");
+    let _ = writeln!(
+        text,
+        "\n[archive]\nacknowledge = 1     # how many repositories must hold a segment; or \"all\""
+    );
     Ok(text)
 }
 
@@ -226,7 +249,11 @@ fn create_dir(dir: &Path, owner: Option<(u32, u32)>) -> Result<()> {
 }
 
 /// Creates what is missing in each repository, and returns a line for each thing that was added.
-fn set_up_repositories(config: &Config, control: &ControlFile, owner: Option<(u32, u32)>) -> Result<Vec<String>> {
+fn set_up_repositories(
+    config: &Config,
+    control: &ControlFile,
+    owner: Option<(u32, u32)>,
+) -> Result<Vec<String>> {
     let mut added = Vec::new();
     let sealer = setup::sealer(config)?;
     for (entry, repository) in config.repositories.iter().zip(setup::repositories(config)?) {
@@ -296,7 +323,10 @@ fn settings(config: &Config, apply: bool) -> Result<()> {
             println!("    {name} = {}", crate::recovery::settings::quote(value));
         }
         println!("    wal_level = replica          # or logical\n");
-        println!("Then take a base backup: {}", setup::server_command(&config.path, "base-backup")?.replace("%%", "%"));
+        println!(
+            "Then take a base backup: {}",
+            setup::server_command(&config.path, "base-backup")?.replace("%%", "%")
+        );
         return Ok(());
     }
     let mut server = Server::connect(&config.server.connection)?;
@@ -306,14 +336,32 @@ fn settings(config: &Config, apply: bool) -> Result<()> {
     if server.setting("wal_level")? == "minimal" {
         server.alter_system("wal_level", "replica")?;
     }
-    server.reload()?;
+    reload_and_wait(&mut server)?;
     println!("Set archive_mode, archive_command and restore_command with ALTER SYSTEM.");
-    let names: Vec<&str> = list.iter().map(|(name, _)| *name).chain(["wal_level"]).collect();
-    let pending = server.pending_restart(&names)?;
+    let pending = server.rows(
+        "SELECT name FROM pg_settings WHERE pending_restart
+         AND name IN ('archive_mode', 'archive_command', 'restore_command', 'wal_level') ORDER BY name",
+    )?;
+    let pending: Vec<String> = pending.into_iter().flatten().flatten().collect();
     if pending.is_empty() {
         println!("All of them are in force.");
     } else {
         println!("The server must be restarted before archiving works: {} changed.", pending.join(", "));
     }
+    Ok(())
+}
+
+/// Reloads the configuration and waits until this session has read it.
+fn reload_and_wait(server: &mut Server) -> Result<()> {
+    let loaded = "SELECT pg_conf_load_time()::text";
+    let before = server.query_one_text(loaded)?;
+    server.reload()?;
+    for _ in 0..100 {
+        if server.query_one_text(loaded)? != before {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    tracing::warn!("the server has not reloaded its configuration within 5 s");
     Ok(())
 }

@@ -132,7 +132,9 @@ fn command_line_failed(error: &clap::Error, arguments: &[std::ffi::OsString]) ->
     let line = line.strip_prefix("error: ").unwrap_or(&line).replace(" tip: ", "; hint: ");
     let line = line.split("For more information").next().unwrap_or(&line).trim();
     let help = match arguments.iter().skip(1).filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')) {
-        Some(command) if Cli::command().find_subcommand(command).is_some() => format!("walden {command} --help"),
+        Some(command) if Cli::command().find_subcommand(command).is_some() => {
+            format!("walden {command} --help")
+        }
         _ => "walden --help".to_owned(),
     };
     eprintln!("{}", as_line(&Error::usage(line).with_hint(format!("see {help}"))));

@@ -27,9 +27,9 @@ fn draw(progress: &Progress, what: &str, done: &AtomicBool) {
     let began = Instant::now();
     if std::io::stderr().is_terminal() {
         let bar = ProgressBar::new(0);
-        if let Ok(style) = ProgressStyle::with_template(
-            "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
-        ) {
+        if let Ok(style) =
+            ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")
+        {
             bar.set_style(style);
         }
         while !done.load(Ordering::Relaxed) {
@@ -55,7 +55,11 @@ fn line(progress: &Progress, what: &str, elapsed: Duration) -> String {
     let (bytes, total) = (progress.done(), progress.total());
     let rate = bytes as f64 / elapsed.as_secs_f64().max(0.001);
     let left = total.saturating_sub(bytes) as f64 / rate.max(1.0);
-    let left = if bytes == 0 { "unknown time".to_owned() } else { HumanDuration(Duration::from_secs_f64(left.min(1e9))).to_string() };
+    let left = if bytes == 0 {
+        "unknown time".to_owned()
+    } else {
+        HumanDuration(Duration::from_secs_f64(left.min(1e9))).to_string()
+    };
     format!(
         "{what}: {}, {} of {}, {}/s, {left} left",
         progress.phase(),

@@ -110,7 +110,9 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     }
     let data_dir = args.data_dir.as_deref().unwrap_or(Path::new(""));
     let data_dir = durable::absolute(data_dir).context("--data-dir")?;
-    let operation = index.run(|index| index.log_start("recover", &format!("--until {} to {}", plan.target, data_dir.display())));
+    let operation = index.run(|index| {
+        index.log_start("recover", &format!("--until {} to {}", plan.target, data_dir.display()))
+    });
     let result = carry_out(&config, args, action, &plan, &data_dir, &opener, &show);
     if let Some(operation) = operation {
         let outcome = result.as_ref().map_or_else(ToString::to_string, |()| "done".to_owned());
@@ -131,7 +133,9 @@ fn check(args: &Args, target: &Target) -> Result<Action> {
     };
     if *target == Target::Latest && action != Action::Promote {
         return Err(Error::usage(format!("--action {} does not go with the target latest", args.action))
-            .with_hint("without a target the server promotes at the end of the archive; name a time or an LSN"));
+            .with_hint(
+                "without a target the server promotes at the end of the archive; name a time or an LSN",
+            ));
     }
     Ok(action)
 }
@@ -155,7 +159,9 @@ fn probe(repositories: &[&Repository], config: &Config, args: &Args, index: &Ind
         let known = match only {
             Some((0, _)) => "as far as the index knows it holds no WAL that another one lacks".to_owned(),
             Some((n, Some(newest))) => {
-                format!("the index knows {n} WAL files that only it holds, the newest {newest}: they would be lost")
+                format!(
+                    "the index knows {n} WAL files that only it holds, the newest {newest}: they would be lost"
+                )
             }
             _ => "what only it holds is not known and would be lost".to_owned(),
         };
@@ -174,7 +180,10 @@ fn probe(repositories: &[&Repository], config: &Config, args: &Args, index: &Ind
 fn plan_text(plan: &Plan<'_>, without: &[String]) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| text += &format!("  {name:<14} {value}\n");
-    line("Target", format!("{}{}", plan.target, if plan.exclusive { ", stopping right before it" } else { "" }));
+    line(
+        "Target",
+        format!("{}{}", plan.target, if plan.exclusive { ", stopping right before it" } else { "" }),
+    );
     line(
         "Backup",
         format!(
@@ -258,19 +267,18 @@ fn carry_out(
     settings::write(data_dir, plan, &settings_options)?;
     show(format!("Restored backup {} into {}\n", plan.backup, data_dir.display()));
     let Some(bin_dir) = bin_dir else {
-        show(format!("Start the server: it recovers to {} and then does \"{}\".\n", plan.target, action.word()));
+        show(format!(
+            "Start the server: it recovers to {} and then does \"{}\".\n",
+            plan.target,
+            action.word()
+        ));
         if !args.take_over {
             show("The copy does not archive (archive_mode is off): see --take-over.\n".to_owned());
         }
         return if args.output == Format::Json { json(plan) } else { Ok(()) };
     };
-    let mut start_options = StartOptions {
-        data_dir: data_dir.to_path_buf(),
-        bin_dir,
-        owner,
-        user: user(config, owner),
-        action,
-    };
+    let mut start_options =
+        StartOptions { data_dir: data_dir.to_path_buf(), bin_dir, owner, user: user(config, owner), action };
     if args.port.is_none() && !args.take_over {
         let port = start::setting_of_stopped(&start_options, "port")?.parse().unwrap_or(5432);
         let free = free_port_from(&start_options, port)?;
@@ -370,5 +378,6 @@ fn free_port_from(options: &StartOptions, port: u16) -> Result<u16> {
             return Ok(candidate);
         }
     }
-    Err(Error::new(Kind::Server, format!("no free port from {port} onward")).with_hint("give one with --port"))
+    Err(Error::new(Kind::Server, format!("no free port from {port} onward"))
+        .with_hint("give one with --port"))
 }

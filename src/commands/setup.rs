@@ -58,7 +58,8 @@ pub fn repositories_without(config: &Config, without: &[String]) -> Result<Vec<R
                 .with_hint(format!("configured are {}", known.join(", "))));
         }
     }
-    let left: Vec<Repository> = all.into_iter().filter(|r| !without.iter().any(|name| name == r.name())).collect();
+    let left: Vec<Repository> =
+        all.into_iter().filter(|r| !without.iter().any(|name| name == r.name())).collect();
     if left.is_empty() {
         return Err(Error::usage("--without leaves no repository"));
     }
@@ -118,7 +119,8 @@ pub fn program() -> Result<String> {
 /// Returns the command line with which the server is to run `arguments`: absolute paths, quoted for the shell, `%` of
 /// the paths doubled for the server.
 pub fn server_command(config_path: &Path, arguments: &str) -> Result<String> {
-    let config = config_path.to_str().ok_or_else(|| Error::config("the path of the configuration is not text"))?;
+    let config =
+        config_path.to_str().ok_or_else(|| Error::config("the path of the configuration is not text"))?;
     let mut command = shell_word(&program()?);
     if config_path != Path::new(crate::config::DEFAULT_PATH) {
         command = format!("{command} --config {}", shell_word(config));

@@ -240,6 +240,14 @@ mod tests {
     }
 
     #[test]
+    fn version_18_keeps_its_checksum_elsewhere() {
+        let file = ControlFile::parse(include_bytes!("../../tests/golden/pg_control-18")).unwrap();
+        assert_eq!((file.major_version(), file.catalog_version), (Some(18), 202_506_291));
+        assert_eq!(file.system_identifier, SystemIdentifier(7_710_442_948_229_648_356));
+        assert_eq!((file.checkpoint, file.max_prepared_xacts), (Lsn(0x1100_0028), 20));
+    }
+
+    #[test]
     fn a_torn_read_is_told_from_another_file() {
         let mut torn = GOLDEN.to_vec();
         torn[200] ^= 1;

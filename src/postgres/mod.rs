@@ -9,7 +9,6 @@
 
 mod archive_file;
 mod backup_label;
-#[allow(dead_code)]
 mod bytes;
 mod control_file;
 mod error;
@@ -20,6 +19,7 @@ mod system_identifier;
 mod tablespace;
 mod timeline;
 mod timestamp;
+pub mod wal;
 mod wal_header;
 mod wal_segment;
 

@@ -7,8 +7,8 @@ use crate::postgres::{
 };
 use crate::repository::backup::BackupSummary;
 use crate::repository::{
-    ClusterFile, ClusterKeys, Repository, WalObject, ask_all, clusters, list_backups, list_histories, list_wal_from,
-    read_summary, read_wal_object,
+    ClusterFile, ClusterKeys, Repository, WalObject, ask_all, clusters, list_backups, list_histories,
+    list_wal_from, read_summary, read_wal_object,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,9 +80,10 @@ impl<'r> Catalog<'r> {
                     Err(error) if error.is_not_found() => return Ok(None),
                     Err(error) => return Err(repository.error("look into", &error)),
                 };
-                let ids = list_backups(repository, &keys).map_err(|error| repository.error("list", &error))?;
-                let histories =
-                    list_histories(repository, &keys, deadline).map_err(|error| repository.error("list", &error))?;
+                let ids =
+                    list_backups(repository, &keys).map_err(|error| repository.error("list", &error))?;
+                let histories = list_histories(repository, &keys, deadline)
+                    .map_err(|error| repository.error("list", &error))?;
                 Ok(Some((repository, file, ids, histories)))
             },
             |_| false,
@@ -116,9 +117,9 @@ impl<'r> Catalog<'r> {
             }
         }
         catalog.backups = backups.into_values().collect();
-        catalog.backups.sort_by(|a, b| {
-            (a.summary.stop_time, &a.summary.id).cmp(&(b.summary.stop_time, &b.summary.id))
-        });
+        catalog
+            .backups
+            .sort_by(|a, b| (a.summary.stop_time, &a.summary.id).cmp(&(b.summary.stop_time, &b.summary.id)));
         Ok(catalog)
     }
 
@@ -140,8 +141,9 @@ impl<'r> Catalog<'r> {
         for (repository, object) in copies {
             match read_wal_object(repository, object, None, opener) {
                 Ok(content) => {
-                    return TimelineHistory::parse(timeline, content)
-                        .map_err(|error| Error::corrupt(format!("history of timeline {}: {error}", timeline.0)));
+                    return TimelineHistory::parse(timeline, content).map_err(|error| {
+                        Error::corrupt(format!("history of timeline {}: {error}", timeline.0))
+                    });
                 }
                 Err(error) => problem = Some(error),
             }
@@ -150,7 +152,10 @@ impl<'r> Catalog<'r> {
     }
 
     /// Lists the WAL of a timeline from `from` onward: for each segment, who holds it.
-    pub fn wal_from(&self, from: WalSegmentName) -> Result<BTreeMap<WalSegmentName, Vec<(&'r Repository, WalObject)>>> {
+    pub fn wal_from(
+        &self,
+        from: WalSegmentName,
+    ) -> Result<BTreeMap<WalSegmentName, Vec<(&'r Repository, WalObject)>>> {
         let mut held: BTreeMap<WalSegmentName, Vec<(&'r Repository, WalObject)>> = BTreeMap::new();
         let answers = ask_all(
             &self.repositories,

@@ -23,7 +23,11 @@ impl WalPath<'_> {
 
     /// Returns the number of bytes that the repositories hold of it, from one copy each.
     pub fn stored_bytes(&self) -> u64 {
-        self.segments.iter().filter_map(|(_, copies)| copies.first()).map(|(_, object)| object.object.size).sum()
+        self.segments
+            .iter()
+            .filter_map(|(_, copies)| copies.first())
+            .map(|(_, object)| object.object.size)
+            .sum()
     }
 }
 

@@ -152,7 +152,10 @@ fn plan_in<'r>(
         let needed = backup.summary.stop_segment();
         let size = catalog.segment_size;
         if path.last().is_none_or(|last| last.number(size) < needed.number(size)) {
-            let missing = path.gap.or(path.last().map(|last| last.next(size))).unwrap_or(backup.summary.start_segment());
+            let missing = path
+                .gap
+                .or(path.last().map(|last| last.next(size)))
+                .unwrap_or(backup.summary.start_segment());
             rejected.push(format!("backup {} lacks WAL segment {missing}", backup.summary.id));
             continue;
         }
@@ -192,7 +195,9 @@ fn choose_branch(
             }
             timeline
         }
-        (TimelineChoice::Current, _) | (TimelineChoice::Fitting, Target::Immediate) => of_backup().unwrap_or(latest),
+        (TimelineChoice::Current, _) | (TimelineChoice::Fitting, Target::Immediate) => {
+            of_backup().unwrap_or(latest)
+        }
         (TimelineChoice::Fitting, Target::Time(time)) => {
             let live = scan::live_timeline(catalog, *time, opener)?;
             if live != latest {
@@ -218,7 +223,8 @@ fn candidates<'c, 'r>(
     if let Some(id) = &request.backup
         && !catalog.backups.iter().any(|backup| backup.summary.id == *id)
     {
-        return Err(Error::new(Kind::Target, format!("there is no backup \"{id}\"")).with_hint("walden list shows them"));
+        return Err(Error::new(Kind::Target, format!("there is no backup \"{id}\""))
+            .with_hint("walden list shows them"));
     }
     let mut list: Vec<&HeldBackup<'r>> = catalog
         .backups
@@ -234,18 +240,24 @@ fn candidates<'c, 'r>(
     });
     let on_branch = list.len();
     list.retain(|backup| {
-        ends_before(&backup.summary, &request.target) && bound.is_none_or(|lsn| backup.summary.stop_lsn <= lsn)
+        ends_before(&backup.summary, &request.target)
+            && bound.is_none_or(|lsn| backup.summary.stop_lsn <= lsn)
     });
     if !list.is_empty() {
         return Ok(list);
     }
     Err(if all == 0 {
-        unreachable_target(request, "there is no backup").with_hint("a base backup comes first: walden base-backup")
+        unreachable_target(request, "there is no backup")
+            .with_hint("a base backup comes first: walden base-backup")
     } else if on_branch == 0 {
-        unreachable_target(request, &format!("no backup belongs to timeline {} or its parents", history.timeline.0))
-            .with_hint("choose another --timeline")
+        unreachable_target(
+            request,
+            &format!("no backup belongs to timeline {} or its parents", history.timeline.0),
+        )
+        .with_hint("choose another --timeline")
     } else {
-        let first = catalog.backups.iter().map(|backup| &backup.summary).min_by_key(|summary| summary.stop_time);
+        let first =
+            catalog.backups.iter().map(|backup| &backup.summary).min_by_key(|summary| summary.stop_time);
         let error = unreachable_target(request, "no backup ended before it");
         match first {
             Some(first) => error.with_hint(format!(
@@ -302,7 +314,9 @@ fn reach(
                 return Ok(Reach { last_commit: Some(commit) });
             }
             let archived = path.segments.last().and_then(|(_, copies)| copies[0].1.object.modified);
-            if path.gap.is_none() && (commit.latest == *time || archived.is_some_and(|archived| *time <= archived)) {
+            if path.gap.is_none()
+                && (commit.latest == *time || archived.is_some_and(|archived| *time <= archived))
+            {
                 // Nothing was committed between the last commit and the target.
                 *target = Target::Lsn(commit.lsn);
                 notes.push(format!(

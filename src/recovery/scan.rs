@@ -67,8 +67,10 @@ pub fn restore_point(
     opener: &Opener,
 ) -> Result<Option<RestorePoint>> {
     let on_branch = catalog.backups.iter().map(|backup| &backup.summary);
-    let oldest =
-        on_branch.filter(|summary| history.contains(summary.timeline, summary.start_lsn)).map(|s| s.start_lsn).min();
+    let oldest = on_branch
+        .filter(|summary| history.contains(summary.timeline, summary.start_lsn))
+        .map(|s| s.start_lsn)
+        .min();
     let Some(oldest) = oldest else { return Ok(None) };
     for (_, copies) in &walk(catalog, history, oldest)?.segments {
         let summary = summary_of(&catalog.read_segment(copies, opener)?);

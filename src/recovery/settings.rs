@@ -65,10 +65,10 @@ pub fn settings(plan: &Plan<'_>, options: &SettingsOptions) -> Vec<(String, Stri
         Target::Name(name) => Some(("recovery_target_name", name.clone())),
     };
     let mut list: Vec<(String, String)> = vec![("restore_command".into(), options.restore_command.clone())];
-    for name in TARGETS {
-        let value = chosen.as_ref().filter(|(chosen, _)| *chosen == name).map(|(_, value)| value.clone());
-        list.push((name.into(), value.unwrap_or_default()));
-    }
+    // An empty one that comes after the chosen one is refused like a second target (xlogrecovery.c, assign hooks).
+    let others = TARGETS.iter().filter(|name| chosen.as_ref().is_none_or(|(chosen, _)| chosen != *name));
+    list.extend(others.map(|name| ((*name).into(), String::new())));
+    list.extend(chosen.map(|(name, value)| (name.into(), value)));
     let inclusive = if plan.exclusive { "off" } else { "on" };
     list.push(("recovery_target_inclusive".into(), inclusive.into()));
     list.push(("recovery_target_timeline".into(), plan.timeline.0.to_string()));
@@ -90,11 +90,15 @@ pub fn settings(plan: &Plan<'_>, options: &SettingsOptions) -> Vec<(String, Stri
 /// Returns the text of `postgresql.auto.conf`: `old` without the settings that are in `list`, then `list`.
 pub fn auto_conf(old: &str, list: &[(String, String)], comment: &str) -> String {
     let set_here = |line: &str| {
-        let name = line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
+        let name =
+            line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
         list.iter().any(|(known, _)| known.eq_ignore_ascii_case(name))
     };
-    let mut text: String =
-        old.lines().filter(|line| !set_here(line) && !line.starts_with(COMMENT)).flat_map(|line| [line, "\n"]).collect();
+    let mut text: String = old
+        .lines()
+        .filter(|line| !set_here(line) && !line.starts_with(COMMENT))
+        .flat_map(|line| [line, "\n"])
+        .collect();
     text.push_str(COMMENT);
     text.push_str(comment);
     text.push('\n');
@@ -130,7 +134,9 @@ pub fn write(data_dir: &Path, plan: &Plan<'_>, options: &SettingsOptions) -> Res
     durable::write_atomically(&signal, b"", 0o600).context("write recovery.signal")?;
     if let Some((uid, gid)) = options.owner {
         for path in [&path, &signal] {
-            std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(durable::at(path)).context("chown")?;
+            std::os::unix::fs::chown(path, Some(uid), Some(gid))
+                .map_err(durable::at(path))
+                .context("chown")?;
         }
     }
     Ok(())
@@ -142,7 +148,8 @@ mod tests {
 
     #[test]
     fn old_settings_of_the_same_name_go_and_values_are_quoted() {
-        let old = "# Do not edit\nprimary_conninfo = 'host=a'\nRecovery_Target_Xid='7'\narchive_mode = 'on'\n";
+        let old =
+            "# Do not edit\nprimary_conninfo = 'host=a'\nRecovery_Target_Xid='7'\narchive_mode = 'on'\n";
         let list = [("recovery_target_xid".to_owned(), String::new()), ("archive_mode".into(), "off".into())];
         let text = auto_conf(old, &list, "x");
         assert_eq!(

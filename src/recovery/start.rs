@@ -50,7 +50,11 @@ pub fn as_owner(program: &Path, owner: Option<(u32, u32)>) -> Command {
         // With all groups of that user: a certificate's key may be readable by one of them only.
         Some((uid, gid)) => {
             let mut command = Command::new("setpriv");
-            command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg("--init-groups").arg("--");
+            command
+                .arg(format!("--reuid={uid}"))
+                .arg(format!("--regid={gid}"))
+                .arg("--init-groups")
+                .arg("--");
             command.arg(program);
             command
         }
@@ -97,7 +101,8 @@ pub fn start_and_follow(options: &StartOptions) -> Result<Reached> {
         .output()
         .kind(Kind::Server, "run pg_ctl")?;
     if !output.status.success() {
-        let says = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        let says =
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         return Err(Error::new(Kind::Server, format!("pg_ctl start failed: {says}")));
     }
     follow(options, &connection, &log, began_at)
@@ -106,8 +111,7 @@ pub fn start_and_follow(options: &StartOptions) -> Result<Reached> {
 fn follow(options: &StartOptions, connection: &str, log: &Path, began_at: u64) -> Result<Reached> {
     let mut said = Instant::now();
     let began = Instant::now();
-    let mut reached =
-        Reached { last_transaction: None, lsn: None, connection: None, log: log.to_path_buf() };
+    let mut reached = Reached { last_transaction: None, lsn: None, connection: None, log: log.to_path_buf() };
     let mut server: Option<Server> = None;
     loop {
         std::thread::sleep(POLL);
@@ -174,7 +178,9 @@ fn look(server: &mut Server) -> Result<State> {
 /// Returns whether the postmaster of `data_dir` is alive.
 pub fn is_running(data_dir: &Path) -> bool {
     let Ok(text) = std::fs::read_to_string(data_dir.join("postmaster.pid")) else { return false };
-    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else { return false };
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else {
+        return false;
+    };
     let alive = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
     !matches!(alive, Err(nix::errno::Errno::ESRCH))
 }
@@ -184,7 +190,8 @@ fn ended(options: &StartOptions, mut reached: Reached, log: &Path, began_at: u64
     let text = std::fs::read(log).map_err(durable::at(log)).context("read the server's log")?;
     let text = String::from_utf8_lossy(text.get(began_at as usize..).unwrap_or_default()).into_owned();
     if options.action == Action::Shutdown && text.contains("shutdown at recovery target") {
-        let last = text.lines().rev().find(|line| line.contains("last completed transaction was at log time"));
+        let last =
+            text.lines().rev().find(|line| line.contains("last completed transaction was at log time"));
         if let Some(time) = last.and_then(|line| line.split("log time ").nth(1)) {
             reached.last_transaction = Some(time.trim().to_owned());
         }
@@ -195,7 +202,11 @@ fn ended(options: &StartOptions, mut reached: Reached, log: &Path, began_at: u64
         .filter(|line| line.contains("FATAL:") || line.contains("PANIC:") || line.starts_with("ERROR:"))
         .collect();
     let last = fatal.last().copied().unwrap_or("the server ended without an error in its log");
-    let kind = if last.contains("before configured recovery target was reached") { Kind::Target } else { Kind::Server };
+    let kind = if last.contains("before configured recovery target was reached") {
+        Kind::Target
+    } else {
+        Kind::Server
+    };
     let first = fatal.first().copied().filter(|first| *first != last);
     let says = first.map_or_else(|| last.to_owned(), |first| format!("{first}; {last}"));
     Err(Error::new(kind, format!("the server did not reach the target: {says}"))
@@ -218,8 +229,10 @@ pub fn find_bin_dir(given: Option<&Path>, major: u32) -> Result<PathBuf> {
         let number: String = version.chars().take_while(char::is_ascii_digit).collect();
         Some(number.parse::<u32>().ok()? == major)
     };
-    candidates.into_iter().find(|dir| dir.join("pg_ctl").exists() && fits(dir) == Some(true)).ok_or_else(|| {
-        Error::new(Kind::Server, format!("the programs of PostgreSQL {major} are not found"))
-            .with_hint("set server.bin_dir in the configuration, or start the server yourself")
-    })
+    candidates.into_iter().find(|dir| dir.join("pg_ctl").exists() && fits(dir) == Some(true)).ok_or_else(
+        || {
+            Error::new(Kind::Server, format!("the programs of PostgreSQL {major} are not found"))
+                .with_hint("set server.bin_dir in the configuration, or start the server yourself")
+        },
+    )
 }

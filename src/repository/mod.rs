@@ -1,16 +1,18 @@
 //! What a repository holds and under which keys, over one or several stores.
 //!
 //! Lives here: the layout of keys (`keys`), the file that says which cluster a prefix belongs to (`cluster`), WAL
-//! objects (`wal`), backups (`backup`, `backups`), and doing the same in several repositories at once
-//! (`several`). Does
-//! not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
+//! objects (`wal`), backups (`backup`, `backups`), and doing the same in several repositories at once (`several`).
+//! Does not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
 
+pub mod backup;
+mod backups;
 mod cluster;
 mod keys;
 mod recovery_text;
 mod several;
 mod wal;
 
+pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
 pub use keys::{ClusterKeys, WalObject};
 pub use recovery_text::recovery_text;

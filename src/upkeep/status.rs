@@ -6,7 +6,9 @@ use crate::kind::Result;
 use crate::postgres::{Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
 use crate::recovery::catalog::Catalog;
 use crate::recovery::path::walk;
-use crate::repository::{ClusterKeys, ClusterState, Repository, ask_all, list_backups, list_wal_timeline, timelines};
+use crate::repository::{
+    ClusterKeys, ClusterState, Repository, ask_all, list_backups, list_wal_timeline, timelines,
+};
 use crate::storage::{self, Deadline};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -108,8 +110,11 @@ pub fn status(
         |repository, deadline| (repository, look(repository, cluster, sysid, &keys, deadline)),
         |_| false,
     );
-    let everywhere: std::collections::BTreeSet<WalSegmentName> =
-        looks.iter().filter_map(|(_, look)| look.as_ref().ok()).flat_map(|look| look.segments.iter().copied()).collect();
+    let everywhere: std::collections::BTreeSet<WalSegmentName> = looks
+        .iter()
+        .filter_map(|(_, look)| look.as_ref().ok())
+        .flat_map(|look| look.segments.iter().copied())
+        .collect();
     let mut list = Vec::new();
     let mut usable = Vec::new();
     for (repository, look) in looks {
@@ -185,7 +190,9 @@ fn look(
     match ClusterState::ask(repository, cluster, sysid, deadline).map_err(text)? {
         ClusterState::Known(_) => {}
         ClusterState::OtherOnly(_) => return Err(format!("not initialised for system identifier {sysid}")),
-        ClusterState::Nothing => return Err(format!("holds no cluster \"{cluster}\" (not mounted, or wrong prefix)")),
+        ClusterState::Nothing => {
+            return Err(format!("holds no cluster \"{cluster}\" (not mounted, or wrong prefix)"));
+        }
     }
     let mut look = Look::default();
     for timeline in timelines(repository, keys).map_err(text)? {
@@ -214,7 +221,9 @@ fn windows(catalog: &Catalog<'_>, opener: &Opener) -> Result<Vec<Window>> {
         };
         let mut along = windows_along(catalog, &history, opener)?;
         // A parent's windows that end before its child's fork are shown by the child already.
-        along.retain(|window| !found.iter().any(|other| other.end_lsn >= window.end_lsn && other.from == window.from));
+        along.retain(|window| {
+            !found.iter().any(|other| other.end_lsn >= window.end_lsn && other.from == window.from)
+        });
         found.extend(along);
     }
     Ok(found)
@@ -226,7 +235,9 @@ fn windows_along(catalog: &Catalog<'_>, history: &TimelineHistory, opener: &Open
     for backup in &catalog.backups {
         let summary = &backup.summary;
         let before_stop = Lsn(summary.stop_lsn.0.saturating_sub(1));
-        if !history.contains(summary.timeline, summary.start_lsn) || !history.contains(summary.timeline, before_stop) {
+        if !history.contains(summary.timeline, summary.start_lsn)
+            || !history.contains(summary.timeline, before_stop)
+        {
             continue;
         }
         // The WAL of the window that is open reaches over this backup: it is one more way in.

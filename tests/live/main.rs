@@ -6,6 +6,13 @@
 // Documentation here is full of program names, and helpers take what is short at the call.
 #![allow(clippy::doc_markdown, clippy::needless_pass_by_value, clippy::result_large_err)]
 
+mod archive;
+mod cli;
+mod init;
+mod recover;
+mod reports;
 mod s3;
 mod smoke;
+mod stores;
 mod support;
+mod wal_reader;

@@ -15,6 +15,7 @@ pub mod rclone;
 pub mod s3_client;
 pub mod s3_store;
 pub mod session;
+pub mod site;
 pub mod tools;
 pub mod user;
 pub mod walden;
@@ -32,6 +33,7 @@ pub use postgres::{Installation, Postgres};
 pub use rclone::Rclone;
 pub use s3_client::S3Client;
 pub use s3_store::S3Store;
+pub use site::{Site, SiteOptions};
 pub use tools::{Finished, run};
 pub use walden::{Config, Walden};
 

@@ -1,0 +1,173 @@
+//! The repositories that a backup goes to.
+//!
+//! Each repository counts by itself: one that fails is left out from then on, and the backup is complete where
+//! everything arrived. It goes on as long as one is left.
+
+use super::Sink;
+use crate::kind::{Context, Error, Kind, Result};
+use crate::postgres::{ArchiveFileName, WalSegmentName};
+use crate::repository::backup::{BackupSummary, SUMMARY_NAME};
+use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, copy_object, find_contents, ship};
+use bytes::Bytes;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often the WAL of a finished backup is looked for.
+const POLL: Duration = Duration::from_millis(200);
+/// How often it is said what is waited for.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// The repositories that a backup goes to.
+#[derive(Debug)]
+pub struct Destinations<'r> {
+    keys: ClusterKeys,
+    folder: String,
+    left: Mutex<Vec<&'r Repository>>,
+    failed: Mutex<Vec<(&'r Repository, Error)>>,
+}
+
+impl<'r> Destinations<'r> {
+    /// Returns the destinations of the backup `id`: the `ready` repositories; `failed` cannot take part from the
+    /// beginning.
+    pub fn new(
+        keys: ClusterKeys,
+        id: &str,
+        ready: Vec<&'r Repository>,
+        failed: Vec<(&'r Repository, Error)>,
+    ) -> Self {
+        let folder = keys.backup(id);
+        Self { keys, folder, left: Mutex::new(ready), failed: Mutex::new(failed) }
+    }
+
+    fn left(&self) -> Vec<&'r Repository> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn give_up(&self, repository: &'r Repository, error: Error) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.iter().any(|other| other.name() == repository.name()) {
+            tracing::warn!("{error}; the backup goes on without repository \"{}\"", repository.name());
+            left.retain(|other| other.name() != repository.name());
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).push((repository, error));
+        }
+    }
+
+    fn first_failure(&self) -> Error {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.first().map_or_else(|| Error::other("no repository is left"), |(_, error)| error.clone())
+    }
+
+    /// Waits until the WAL that the backup needs is in each repository, copying what one has and another lacks, and
+    /// then writes `backup.json` there. Returns the repositories in which the backup is complete, and why it is not
+    /// in the others. `limit` bounds the wait. Fails when it is complete nowhere.
+    #[allow(clippy::type_complexity, reason = "two lists, named right here")]
+    pub fn complete(
+        &self,
+        summary: &BackupSummary,
+        limit: Duration,
+    ) -> Result<(Vec<&'r Repository>, Vec<(&'r Repository, Error)>)> {
+        self.wait_for_wal(summary, limit);
+        let text = Bytes::from(serde_json::to_vec_pretty(summary).context("write backup.json")?);
+        let left = self.left();
+        let outcome = ship(&left, &format!("{}{SUMMARY_NAME}", self.folder), &text, usize::MAX);
+        for (repository, error) in outcome.failed {
+            self.give_up(repository, error);
+        }
+        let complete = self.left();
+        if complete.is_empty() {
+            return Err(self.first_failure());
+        }
+        let failed = std::mem::take(&mut *self.failed.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((complete, failed))
+    }
+
+    fn wait_for_wal(&self, summary: &BackupSummary, limit: Duration) {
+        let segments: Vec<WalSegmentName> = summary.wal_segments().collect();
+        let mut waiting = segments.clone();
+        let began = Instant::now();
+        let mut said = Instant::now();
+        loop {
+            let before = waiting.len();
+            waiting.retain(|segment| !self.is_everywhere(*segment));
+            let Some(first) = waiting.first() else { return };
+            if waiting.len() < before {
+                continue;
+            }
+            if began.elapsed() >= limit {
+                break;
+            }
+            if said.elapsed() >= REPORT {
+                said = Instant::now();
+                tracing::info!("waiting for WAL segment {first} to be archived");
+            }
+            std::thread::sleep(POLL);
+        }
+        let missing: Vec<String> = waiting.iter().take(3).map(ToString::to_string).collect();
+        for repository in self.left() {
+            let lacks =
+                waiting.iter().any(|segment| self.contents(repository, *segment).is_ok_and(|c| c.is_empty()));
+            if lacks {
+                let error = Error::new(
+                    Kind::Server,
+                    format!(
+                        "WAL segment {} was not archived to repository \"{}\" within {}",
+                        missing.join(", "),
+                        repository.name(),
+                        humantime::format_duration(limit)
+                    ),
+                )
+                .with_hint("look at the server's log for what archive_command says; on an idle standby's primary run pg_switch_wal()");
+                self.give_up(repository, error);
+            }
+        }
+    }
+
+    fn contents(
+        &self,
+        repository: &Repository,
+        segment: WalSegmentName,
+    ) -> crate::storage::Result<Vec<WalObject>> {
+        find_contents(repository, &self.keys, ArchiveFileName::Segment(segment), &repository.deadline())
+    }
+
+    /// Returns whether every repository that is left holds the segment, after copying it to those that lack it.
+    fn is_everywhere(&self, segment: WalSegmentName) -> bool {
+        let left = self.left();
+        let answers = ask_all(
+            &left,
+            usize::MAX,
+            |repository, _| (repository, self.contents(repository, segment)),
+            |_| false,
+        );
+        let mut holder = None;
+        let mut lacking = Vec::new();
+        for (repository, answer) in answers {
+            match answer {
+                Ok(contents) => match contents.into_iter().next() {
+                    Some(object) => holder = Some((repository, object)),
+                    None => lacking.push(repository),
+                },
+                Err(error) => self.give_up(repository, repository.error("list", &error)),
+            }
+        }
+        let Some((holder, object)) = holder else { return left.is_empty() };
+        for repository in lacking {
+            // The archiver may be sending it at this moment; then both find it there.
+            if let Err(error) = copy_object(holder, repository, &object.object.key) {
+                self.give_up(repository, error);
+            }
+        }
+        true
+    }
+}
+
+impl Sink for Destinations<'_> {
+    fn put(&self, name: &str, body: Bytes) -> Result<()> {
+        let left = self.left();
+        let outcome = ship(&left, &format!("{}{name}", self.folder), &body, usize::MAX);
+        for (repository, error) in outcome.failed {
+            self.give_up(repository, error);
+        }
+        if self.left().is_empty() { Err(self.first_failure()) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,190 @@
+//! Reading a backup's objects and writing what is in them, several at once.
+
+use super::layout::{ExtentRecord, Layout};
+use super::restore::Source;
+use crate::codec::{Opener, reading_failed};
+use crate::durable::at;
+use crate::kind::{Context, Error, Kind, Result};
+use crate::progress::Progress;
+use crate::repository::backup::{BackupSummary, StoredObject};
+use bytes::{Buf, Bytes};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// How much is read and written at a time.
+const CHUNK: usize = 256 * 1024;
+
+/// What the objects that are being read may take in memory together.
+const ALL_OBJECTS: u64 = 128 << 20;
+
+/// Fetches an object and uses it. While a copy cannot be fetched or turns out corrupt, the next one is taken.
+pub fn with_copies<T>(
+    source: &dyn Source,
+    object: &StoredObject,
+    mut using: impl FnMut(Bytes) -> Result<T>,
+) -> Result<T> {
+    let mut last: Option<Error> = None;
+    for copy in 0.. {
+        if let Some(error) = &last {
+            tracing::warn!("{error}; looking for another copy");
+        }
+        let error = match source.get(object, copy) {
+            Ok(None) => break,
+            Ok(Some(bytes)) if !object.matches(&bytes) => Error::corrupt(format!(
+                "has {} bytes with CRC-32 {:08x}, expected {} with {:08x}",
+                bytes.len(),
+                crc32fast::hash(&bytes),
+                object.size,
+                object.crc32
+            )),
+            Ok(Some(bytes)) => match using(bytes) {
+                Ok(used) => return Ok(used),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        let error = error.context(format!("object \"{}\"", object.name));
+        // A full disk or a missing identity is not mended by another copy.
+        if !matches!(error.kind(), Kind::Corrupt | Kind::Repository | Kind::Absent) {
+            return Err(error);
+        }
+        last = Some(error);
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::new(Kind::Repository, format!("object \"{}\": no repository holds it", object.name))
+    }))
+}
+
+/// Calls `each` with the numbers below `count`, from so many threads, until one of them fails.
+pub fn each_in_parallel(
+    workers: usize,
+    count: usize,
+    each: impl Fn(usize) -> Result<()> + Sync,
+) -> Result<()> {
+    let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
+    std::thread::scope(|scope| {
+        for _ in 0..workers.min(count) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= count {
+                        return;
+                    }
+                    if let Err(error) = each(at) {
+                        next.store(count, Ordering::Relaxed);
+                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// The pieces of a backup on their way into a directory.
+pub struct Pieces<'a> {
+    /// The backup.
+    pub summary: &'a BackupSummary,
+    /// Where its objects come from.
+    pub source: &'a dyn Source,
+    /// Decrypts and decompresses.
+    pub opener: &'a Opener,
+    /// What is where.
+    pub layout: &'a Layout,
+    /// Where it goes; its directories are there.
+    pub data_dir: &'a Path,
+    /// Counts bytes of content.
+    pub progress: &'a Progress,
+}
+
+impl Pieces<'_> {
+    /// Writes all files but the control file, whose content is returned. Nothing is durable yet.
+    pub fn restore_all(&self, parallel: usize) -> Result<Vec<u8>> {
+        let largest = self.summary.pieces.iter().map(|piece| piece.size).max().unwrap_or(0).max(1);
+        let workers = parallel.clamp(1, 64).min((ALL_OBJECTS / largest).max(1) as usize);
+        let control_file = Mutex::new(Vec::new());
+        each_in_parallel(workers, self.summary.pieces.len(), |number| {
+            self.restore_piece(number, &control_file)
+        })?;
+        Ok(control_file.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn restore_piece(&self, number: usize, control_file: &Mutex<Vec<u8>>) -> Result<()> {
+        let extents = self.layout.extents_of(number as u32);
+        if extents.is_empty() {
+            return Ok(());
+        }
+        let object = &self.summary.pieces[number];
+        with_copies(self.source, object, |bytes| {
+            let mut reader = self.opener.open(&object.name, bytes.reader())?;
+            let (mut position, mut buffer, mut written) = (0, vec![0; CHUNK], 0);
+            let result = extents.iter().try_for_each(|extent| {
+                let gap = extent.at.checked_sub(position).ok_or_else(|| Error::corrupt("extents overlap"))?;
+                skip(&mut reader, gap)?;
+                position = extent.at + extent.length;
+                self.restore_extent(extent, &mut reader, &mut buffer, control_file)?;
+                written += extent.length;
+                Ok(())
+            });
+            if result.is_ok() {
+                self.progress.add(written);
+            }
+            result
+        })
+    }
+
+    fn restore_extent(
+        &self,
+        extent: &ExtentRecord,
+        reader: &mut dyn Read,
+        buffer: &mut [u8],
+        control_file: &Mutex<Vec<u8>>,
+    ) -> Result<()> {
+        let (record, is_control_file) = self.layout.file_of(extent);
+        let path = self.data_dir.join(record.path);
+        let file = if is_control_file { None } else { Some(create(&path)?) };
+        let (mut done, mut crc, mut memory) = (0, 0, Vec::new());
+        while done < extent.length {
+            let wanted = (extent.length - done).min(buffer.len() as u64) as usize;
+            let chunk = &mut buffer[..wanted];
+            reader.read_exact(chunk).map_err(|error| reading_failed(&error))?;
+            crc = crc32c::crc32c_append(crc, chunk);
+            match &file {
+                Some(file) => {
+                    file.write_all_at(chunk, extent.offset + done).map_err(at(&path)).context("write file")?
+                }
+                None => memory.extend_from_slice(chunk),
+            }
+            done += wanted as u64;
+        }
+        if crc != extent.crc32c {
+            return Err(Error::corrupt(format!(
+                "file \"{}\" has CRC-32C {crc:08x} from byte {}, expected {:08x}",
+                record.path.display(),
+                extent.offset,
+                extent.crc32c
+            )));
+        }
+        if is_control_file {
+            *control_file.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+        }
+        Ok(())
+    }
+}
+
+fn create(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(at(path)).context("create file")
+}
+
+fn skip(reader: &mut dyn Read, bytes: u64) -> Result<()> {
+    let skipped =
+        std::io::copy(&mut reader.take(bytes), &mut std::io::sink()).map_err(|e| reading_failed(&e))?;
+    if skipped == bytes { Ok(()) } else { Err(Error::corrupt("the object ends early")) }
+}
