@@ -11,6 +11,7 @@ mod cli;
 mod init;
 mod recover;
 mod reports;
+mod s3;
 mod smoke;
 mod stores;
 mod support;
