@@ -16,4 +16,5 @@ mod s3;
 mod smoke;
 mod stores;
 mod support;
+mod sync;
 mod wal_reader;
