@@ -44,6 +44,19 @@ pub struct RepositoryStamp {
     pub cluster_id: String,
 }
 
+/// The commits of a segment. Times are µs since 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Commits {
+    /// How many there are.
+    pub count: u64,
+    /// The earliest time.
+    pub first: Option<i64>,
+    /// The latest time.
+    pub last: Option<i64>,
+    /// Where the record of the last one begins.
+    pub last_lsn: Option<u64>,
+}
+
 /// One archived file.
 #[derive(Debug, Clone)]
 pub struct ArchivedRow<'a> {
@@ -57,10 +70,12 @@ pub struct ArchivedRow<'a> {
     pub fingerprint: Fingerprint,
     /// The size as stored, where this call stored it.
     pub stored_size: Option<u64>,
-    /// The commits in it, where they were read: number, first and last time (µs since 1970), LSN of the last.
-    pub commits: Option<(u64, Option<i64>, Option<i64>, Option<u64>)>,
+    /// The commits in it, where they were read.
+    pub commits: Option<Commits>,
     /// The repositories that hold it durably.
     pub copies: &'a [RepositoryStamp],
+    /// The URLs of the configured repositories that do not: their backlog.
+    pub lacking: Vec<&'a str>,
 }
 
 /// What the index knows of all WAL of a cluster.
@@ -111,6 +126,9 @@ impl Index {
             let transaction = self.connection.unchecked_transaction()?;
             for row in rows {
                 self.record_one(row)?;
+                for url in &row.lacking {
+                    self.add_to_backlog(row, url)?;
+                }
             }
             transaction.commit()
         };
@@ -118,10 +136,7 @@ impl Index {
     }
 
     fn record_one(&self, row: &ArchivedRow<'_>) -> rusqlite::Result<()> {
-        let (commits, first, last, last_lsn) = match row.commits {
-            Some((n, first, last, lsn)) => (Some(n.cast_signed()), first, last, lsn.map(u64::cast_signed)),
-            None => (None, None, None, None),
-        };
+        let commits = row.commits;
         let file = &row.fingerprint;
         let id: i64 = self
             .connection
@@ -147,10 +162,10 @@ impl Index {
                     file.inode.cast_signed(),
                     file.mtime_ns,
                     file.ctime_ns,
-                    commits,
-                    first,
-                    last,
-                    last_lsn,
+                    commits.map(|c| c.count.cast_signed()),
+                    commits.and_then(|c| c.first),
+                    commits.and_then(|c| c.last),
+                    commits.and_then(|c| c.last_lsn).map(u64::cast_signed),
                     now_us()
                 ],
                 |found| found.get(0),
@@ -162,6 +177,42 @@ impl Index {
                 .execute([id, repository])?;
         }
         Ok(())
+    }
+
+    fn add_to_backlog(&self, row: &ArchivedRow<'_>, url: &str) -> rusqlite::Result<()> {
+        let statement = "INSERT OR IGNORE INTO backlog (url, sysid, name, crc) VALUES (?, ?, ?, ?)";
+        self.connection.prepare_cached(statement)?.execute(params![
+            url,
+            row.sysid.to_string(),
+            row.name,
+            row.crc
+        ])?;
+        Ok(())
+    }
+
+    /// Writes that the repository holds a file that it lacked: out of its backlog, and one more copy.
+    pub fn record_copied(
+        &self,
+        sysid: SystemIdentifier,
+        name: &str,
+        crc: u32,
+        copy: &RepositoryStamp,
+    ) -> Result<()> {
+        let write = || -> rusqlite::Result<()> {
+            let transaction = self.connection.unchecked_transaction()?;
+            self.connection.execute(
+                "DELETE FROM backlog WHERE url = ? AND sysid = ? AND name = ? AND crc = ?",
+                params![copy.url, sysid.to_string(), name, crc],
+            )?;
+            let repository = self.repository_id(copy)?;
+            self.connection.execute(
+                "INSERT OR IGNORE INTO wal_copy (wal_id, repository_id)
+                 SELECT id, ?1 FROM wal WHERE sysid = ?2 AND name = ?3 AND crc = ?4",
+                params![repository, sysid.to_string(), name, crc],
+            )?;
+            transaction.commit()
+        };
+        sql(write(), "record a copy")
     }
 
     fn repository_id(&self, stamp: &RepositoryStamp) -> rusqlite::Result<i64> {
@@ -259,13 +310,17 @@ mod tests {
             crc: u32::MAX,
             fingerprint: file,
             stored_size: Some(3),
-            commits: Some((2, Some(1), Some(9), Some(u64::MAX))),
+            commits: Some(Commits { count: 2, first: Some(1), last: Some(9), last_lsn: Some(u64::MAX) }),
             copies: &[stamp("a"), stamp("b")],
+            lacking: vec!["d"],
         };
         index.record_archived(std::slice::from_ref(&row)).unwrap();
         index.record_archived(&[row.clone(), ArchivedRow { copies: &[stamp("c")], ..row }]).unwrap();
         let copies = |file| index.copies_of(sysid, "000000010000000000000001", &file).unwrap().len();
         assert_eq!(copies(file), 3);
+        assert_eq!(index.backlog_count("d").unwrap(), 1);
+        index.record_copied(sysid, "000000010000000000000001", u32::MAX, &stamp("d")).unwrap();
+        assert_eq!((copies(file), index.backlog_count("d").unwrap()), (4, 0));
         for other in [
             Fingerprint { device: 2, ..file },
             Fingerprint { inode: 2, ..file },

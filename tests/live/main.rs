@@ -9,10 +9,13 @@
 mod archive;
 mod backup_engine;
 mod cli;
+mod demo;
 mod init;
 mod recover;
 mod reports;
+mod s3;
 mod smoke;
 mod stores;
 mod support;
+mod sync;
 mod wal_reader;
