@@ -9,8 +9,10 @@ use crate::durable::at;
 use crate::kind::{Context, Error, Result};
 use crate::repository::backup::{BackupSummary, ExternalConfig};
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::io::Read;
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// How deep files may include each other (`CONF_FILE_MAX_DEPTH`).
@@ -60,7 +62,11 @@ pub fn place(
     let mut written = Vec::new();
     let mut write = |name: &str, text: &str| {
         let path = options.data_dir.join(name);
-        std::fs::write(&path, text).map_err(at(&path)).context("write configuration")?;
+        // What was outside may be new here, and may hold secrets.
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
+        file.map_err(at(&path)).context("write configuration")?;
         written.push(path);
         Result::Ok(())
     };

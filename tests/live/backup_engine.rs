@@ -443,6 +443,7 @@ live_test!(
             etc.display(),
             etc.display()
         ));
+        fs::remove_file(scene.cluster.data_dir().join("pg_hba.conf")).expect("remove the unused file");
         scene.cluster.restart();
         assert_eq!(scene.cluster.psql("show work_mem"), "7MB");
         let summary = scene.back_up().expect("backup");
