@@ -196,7 +196,13 @@ fn plan_text(plan: &Plan<'_>, without: &[String]) -> String {
         ),
     );
     let path: Vec<String> = plan.timeline_path.iter().map(|timeline| timeline.0.to_string()).collect();
-    line("Timeline", format!("{} (by way of {})", plan.timeline.0, path.join(", ")));
+    line(
+        "Timeline",
+        match path.len() {
+            0 | 1 => plan.timeline.0.to_string(),
+            _ => format!("{} (by way of {})", plan.timeline.0, path.join(", ")),
+        },
+    );
     line(
         "WAL",
         format!(
@@ -207,8 +213,20 @@ fn plan_text(plan: &Plan<'_>, without: &[String]) -> String {
             plan.last_segment
         ),
     );
+    if let Some(commit) = &plan.around.kept {
+        line(
+            "Last kept",
+            format!("the commit of {}, transaction {}, at {}", utc(commit.time), commit.xid, commit.lsn),
+        );
+    }
+    if let Some(commit) = &plan.around.lost {
+        line(
+            "First lost",
+            format!("the commit of {}, transaction {}, at {}", utc(commit.time), commit.xid, commit.lsn),
+        );
+    }
     if let Some(commit) = &plan.last_commit {
-        line("Last commit", format!("{} is the last one archived", utc(commit.latest)));
+        line("Archived up to", format!("the commit of {}", utc(commit.latest)));
     }
     for name in without {
         line("Without", format!("repository \"{name}\": what only it holds is lost"));

@@ -1,6 +1,6 @@
 //! `walden status`: repositories, backups, and what can be recovered.
 
-use super::output::{Format, bytes, json, table, time};
+use super::output::{Format, bytes, count, json, table, time};
 use super::{Global, setup};
 use crate::config::Config;
 use crate::kind::Result;
@@ -53,15 +53,15 @@ fn text(status: &Status) -> String {
             None => vec![
                 match repository.behind {
                     0 => "ok".to_owned(),
-                    n => format!("{n} segments behind"),
+                    n => format!("{} behind", count(n, "segment")),
                 },
-                format!("{} segments, {}", repository.segments, bytes(repository.stored_bytes)),
+                format!("{}, {}", count(repository.segments, "segment"), bytes(repository.stored_bytes)),
                 match (repository.newest_segment, repository.newest_stored) {
                     (Some(name), Some(stored)) => format!("newest {name} at {}", time(stored)),
                     (Some(name), None) => format!("newest {name}"),
                     _ => "no WAL yet".to_owned(),
                 },
-                format!("{} backups", repository.backups),
+                count(repository.backups, "backup"),
             ],
         };
         rows.push([vec![repository.name.clone(), repository.url.clone()], state].concat());

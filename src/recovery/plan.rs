@@ -3,7 +3,7 @@
 
 use super::catalog::{Catalog, HeldBackup, system_identifiers};
 use super::path::{WalPath, walk};
-use super::scan::{self, LastCommit};
+use super::scan::{self, Around, LastCommit};
 use super::target::{Target, TimelineChoice, utc};
 use crate::codec::Opener;
 use crate::kind::{Error, Kind, Result};
@@ -68,6 +68,8 @@ pub struct Plan<'r> {
     pub wal_bytes: u64,
     /// The last commit that can be reached, where it was read.
     pub last_commit: Option<LastCommit>,
+    /// The last commit that is kept and the first one that is lost, where they were read.
+    pub around: Around,
     /// The segments beyond which recovery is told that nothing follows.
     pub through: Vec<WalSegmentName>,
     /// Histories that are missing and that recovery is told not to wonder about.
@@ -272,8 +274,10 @@ fn candidates<'c, 'r>(
 }
 
 /// How far the archive reaches.
+#[derive(Default)]
 struct Reach {
     last_commit: Option<LastCommit>,
+    around: Around,
 }
 
 /// Checks that the target lies within what is archived, and pins one in the idle tail, where the server would die of
@@ -311,7 +315,8 @@ fn reach(
                     .with_hint("--until immediate or --until latest brings the backup up"));
             };
             if commit.latest > *time || (request.exclusive && commit.latest == *time) {
-                return Ok(Reach { last_commit: Some(commit) });
+                let around = scan::around(catalog, path, *time, request.exclusive, opener)?;
+                return Ok(Reach { last_commit: Some(commit), around });
             }
             let archived = path.segments.last().and_then(|(_, copies)| copies[0].1.object.modified);
             if path.gap.is_none()
@@ -325,7 +330,7 @@ fn reach(
                     utc(commit.time),
                     commit.lsn
                 ));
-                return Ok(Reach { last_commit: Some(commit) });
+                return Ok(Reach { last_commit: Some(commit), around: Around::default() });
             }
             Err(unreachable_target(request, &format!("the last archived commit is of {}", utc(commit.latest)))
                 .with_hint(format!(
@@ -334,7 +339,7 @@ fn reach(
                     utc(commit.latest)
                 )))
         }
-        _ => Ok(Reach { last_commit: None }),
+        _ => Ok(Reach::default()),
     }
 }
 
@@ -382,6 +387,7 @@ fn finish<'r>(
         backup_bytes: summary.stored_size,
         wal_bytes: path.stored_bytes(),
         last_commit: reach.last_commit,
+        around: reach.around,
         through,
         missing_histories,
         notes,
