@@ -36,11 +36,15 @@ pub struct Args {
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     max_rate: Option<u64>,
     /// How long to wait for the WAL of the backup to be archived
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_wait)]
     wait: Duration,
     /// Text for people or JSON for programs
     #[arg(long, value_enum, default_value = "text")]
     output: Format,
+}
+
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write it as 30s, 10m or 2h".to_owned())
 }
 
 fn parse_rate(text: &str) -> Result<u64, String> {

@@ -49,7 +49,7 @@ fn text(status: &Status) -> String {
     let mut rows = vec![];
     for repository in &status.repositories {
         let state = match &repository.problem {
-            Some(problem) => vec![format!("UNUSABLE: {problem}")],
+            Some(_) => vec!["UNUSABLE".to_owned()],
             None => vec![
                 match repository.behind {
                     0 => "ok".to_owned(),
@@ -67,8 +67,16 @@ fn text(status: &Status) -> String {
         rows.push([vec![repository.name.clone(), repository.url.clone()], state].concat());
     }
     out += &table(&rows);
+    for repository in &status.repositories {
+        if let Some(problem) = &repository.problem {
+            out += &format!("  {} is UNUSABLE: {problem}\n", repository.name);
+        }
+    }
     out += "\nBackups\n";
-    if status.backups.is_empty() {
+    let unknown = status.repositories.iter().all(|repository| repository.problem.is_some());
+    if unknown {
+        out += "  unknown: no repository can be asked\n";
+    } else if status.backups.is_empty() {
         out += "  none: take one with walden base-backup\n";
     }
     let rows: Vec<Vec<String>> = status
@@ -93,7 +101,9 @@ fn text(status: &Status) -> String {
         out += &format!("  and {} older ones: walden list\n", status.backups.len() - SHOWN);
     }
     out += "\nCan be recovered\n";
-    if status.windows.is_empty() {
+    if unknown {
+        out += "  unknown: no repository can be asked\n";
+    } else if status.windows.is_empty() {
         out += "  nothing yet\n";
     }
     for window in &status.windows {

@@ -11,6 +11,10 @@ use crate::postgres::{ArchiveFileName, Lsn, SystemIdentifier, TimelineHistory, T
 use crate::repository::Repository;
 use crate::repository::backup::BackupSummary;
 
+/// What to do first when the archive ends too early.
+const NOT_ARCHIVED_YET: &str =
+    "if the server still runs, SELECT pg_switch_wal() there archives its newest WAL";
+
 /// What was asked for.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -142,7 +146,7 @@ fn plan_in<'r>(
         let found = scan::restore_point(catalog, &history, name, opener)?;
         let Some(point) = found else {
             return Err(unreachable_target(request, "no such restore point is in the archived WAL")
-                .with_hint("look at the name and at --timeline"));
+                .with_hint(format!("look at the name and at --timeline; {NOT_ARCHIVED_YET}")));
         };
         notes.push(format!("restore point \"{name}\" was made at {} at LSN {}", utc(point.time), point.lsn));
         bound = Some(point.lsn);
@@ -298,7 +302,9 @@ fn reach(
     match &request.target {
         Target::Lsn(lsn) if *lsn >= last.end(size) => {
             Err(unreachable_target(request, &format!("the archived WAL ends before {}", last.end(size)))
-                .with_hint("--until latest recovers everything that is archived"))
+                .with_hint(format!(
+                    "{NOT_ARCHIVED_YET}; --until latest recovers everything that is archived"
+                )))
         }
         Target::Latest if path.gap.is_some() && request.through.is_empty() => {
             let gap = path.gap.map(|gap| gap.to_string()).unwrap_or_default();
@@ -311,8 +317,9 @@ fn reach(
         }
         Target::Time(time) => {
             let Some(commit) = scan::last_commit(catalog, path, opener)? else {
-                return Err(unreachable_target(request, "no commit is archived after the backup")
-                    .with_hint("--until immediate or --until latest brings the backup up"));
+                return Err(unreachable_target(request, "no commit is archived after the backup").with_hint(
+                    format!("{NOT_ARCHIVED_YET}; --until immediate or --until latest brings the backup up"),
+                ));
             };
             if commit.latest > *time || (request.exclusive && commit.latest == *time) {
                 let around = scan::around(catalog, path, *time, request.exclusive, opener)?;
@@ -332,12 +339,15 @@ fn reach(
                 ));
                 return Ok(Reach { last_commit: Some(commit), around: Around::default() });
             }
-            Err(unreachable_target(request, &format!("the last archived commit is of {}", utc(commit.latest)))
-                .with_hint(format!(
-                    "the nearest moment that can be reached is --until '{}'; --until latest recovers everything that \
-                     is archived",
-                    utc(commit.latest)
-                )))
+            Err(unreachable_target(
+                request,
+                &format!("the last archived commit is of {}", utc(commit.latest)),
+            )
+            .with_hint(format!(
+                "{NOT_ARCHIVED_YET}; the nearest moment that can be reached is --until '{}'; --until latest \
+                     recovers everything that is archived",
+                utc(commit.latest)
+            )))
         }
         _ => Ok(Reach::default()),
     }
