@@ -1,12 +1,14 @@
 //! Archiving WAL and fetching it back: what PostgreSQL runs as `archive_command` and `restore_command`.
 //!
 //! `push` takes one segment and its waiting neighbours to the repositories: `source` reads and checks files in
-//! `pg_wal`, `ready` finds the neighbours, `targets` says which repositories can take part. `get` brings one file
+//! `pg_wal`, `outgoing` seals and ships them within the bounds of `memory`, `ready` finds the neighbours, `targets` says which repositories can take part. `get` brings one file
 //! back, and `absence` says whether a file that is not there is proven absent. What an outcome means as an exit code is
 //! decided in the shell.
 
 mod absence;
 mod get;
+mod memory;
+mod outgoing;
 mod push;
 mod ready;
 mod source;
