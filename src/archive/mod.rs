@@ -1,11 +1,16 @@
 //! Archiving WAL and fetching it back: what PostgreSQL runs as `archive_command` and `restore_command`.
 //!
 //! `push` takes one segment and its waiting neighbours to the repositories: `source` reads and checks files in
-//! `pg_wal`, `outgoing` seals and ships them within the bounds of `memory`, `ready` finds the neighbours, `targets` says which repositories can take part. `get` brings one file
+//! `pg_wal`, `ready` finds the neighbours, `targets` says which repositories can take part, `batch` does the work on each
+//! file, which `outgoing` seals and ships within the bounds of `memory`; `backlog` spends spare time on what a repository
+//! missed. `get` brings one file, whose `content` is verified on its way,
 //! back, and `absence` says whether a file that is not there is proven absent. What an outcome means as an exit code is
 //! decided in the shell.
 
 mod absence;
+mod backlog;
+mod batch;
+mod content;
 mod get;
 mod memory;
 mod outgoing;
