@@ -102,6 +102,7 @@ fn every_relative_link_leads_somewhere() {
 
 /// Splits a line as a shell does, as far as the documentation needs it: quotes, and an end at `|`, `;`, `&` or a
 /// redirection.
+#[allow(clippy::match_same_arms, reason = "the two mean different states")]
 fn shell_words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for c in line.chars() {

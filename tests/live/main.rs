@@ -9,6 +9,7 @@
 mod archive;
 mod backup_engine;
 mod cli;
+mod demo;
 mod init;
 mod recover;
 mod reports;
@@ -16,4 +17,5 @@ mod s3;
 mod smoke;
 mod stores;
 mod support;
+mod sync;
 mod wal_reader;
