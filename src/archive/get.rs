@@ -1,19 +1,19 @@
 //! `archive-get`: one file from the repositories to where the server wants it.
 
 use super::absence::{self, Answer, Verdict, View};
+use super::content::{Expected, copy_checked};
 use super::source::Origin;
 use crate::codec::Opener;
 use crate::durable;
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{
-    ArchiveFileName, ControlFile, SegmentHeader, SystemIdentifier, TimelineId, WalSegmentName,
+    ArchiveFileName, ControlFile, SystemIdentifier, TimelineId, WalSegmentName,
 };
 use crate::repository::{
     ClusterKeys, ClusterState, Repository, WalListing, WalObject, ask_all, find_contents, list_histories,
-    list_wal_from, read_wal_object,
+    list_wal_from,
 };
 use crate::storage::Deadline;
-use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -219,8 +219,8 @@ impl Request<'_> {
     fn fetch(&self, held: &[(&Repository, &WalObject, &Answer)], opener: &Opener) -> Result<()> {
         let mut first_error = None;
         for (repository, object, answer) in held {
-            match self.read_checked(repository, object, answer, opener) {
-                Ok(content) => return self.write(&content),
+            match self.place(repository, object, answer, opener) {
+                Ok(()) => return Ok(()),
                 Err(error) => {
                     if held.len() > 1 {
                         tracing::warn!("{error}; the next repository is tried");
@@ -232,48 +232,26 @@ impl Request<'_> {
         Err(first_error.unwrap_or_else(|| absent(self.name)))
     }
 
-    fn read_checked(
+    /// Writes one copy beside its place, verified on its way, and gives it its name when all of it was right.
+    fn place(
         &self,
         repository: &Repository,
         object: &WalObject,
         answer: &Answer,
         opener: &Opener,
-    ) -> Result<Vec<u8>> {
-        let (ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment)) = self.name else {
-            return read_wal_object(repository, object, None, opener);
+    ) -> Result<()> {
+        let expected = match self.name {
+            ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment) => {
+                Some(Expected { segment, size: answer.cluster.wal_segment_size, sysid: self.sysid })
+            }
+            _ => None,
         };
-        let size = answer.cluster.wal_segment_size;
-        let content = read_wal_object(repository, object, Some(size.bytes()), opener)?;
-        let checked = SegmentHeader::parse(&content).and_then(|header| {
-            header.check(segment, content.len() as u64)?;
-            Ok(header.system_identifier)
-        });
-        match checked {
-            Ok(sysid) if sysid == self.sysid => Ok(content),
-            Ok(sysid) => Err(Error::corrupt(format!(
-                "object \"{}\" in repository \"{}\" belongs to system identifier {sysid}, wanted {}",
-                object.object.key,
-                repository.name(),
-                self.sysid
-            ))),
-            Err(error) => Err(Error::corrupt(format!(
-                "object \"{}\" in repository \"{}\": {error}",
-                object.object.key,
-                repository.name()
-            ))),
-        }
-    }
-
-    fn write(&self, content: &[u8]) -> Result<()> {
-        let shown = self.path.display();
-        let (mut file, temp) =
-            durable::temp_beside(self.path, 0o600).context(format!("write \"{shown}\""))?;
-        file.write_all(content)
-            .and_then(|()| file.sync_data())
-            .map_err(durable::at(temp.path()))
-            .context(format!("write \"{shown}\""))?;
+        let writing = format!("write \"{}\"", self.path.display());
+        let (mut file, temp) = durable::temp_beside(self.path, 0o600).context(&writing)?;
+        copy_checked(repository, object, expected, opener, &mut file)?;
+        file.sync_data().map_err(durable::at(temp.path())).context(&writing)?;
         drop(file);
-        std::fs::rename(temp.path(), self.path).context(format!("rename onto \"{shown}\""))?;
+        std::fs::rename(temp.path(), self.path).context(format!("rename onto \"{}\"", self.path.display()))?;
         temp.forget();
         Ok(())
     }

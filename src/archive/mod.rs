@@ -2,14 +2,18 @@
 //!
 //! `push` takes one segment and its waiting neighbours to the repositories: `source` reads and checks files in
 //! `pg_wal`, `ready` finds the neighbours, `targets` says which repositories can take part, `batch` does the work on each
-//! file, `backlog` spends spare time on what a repository missed. `get` brings one file
+//! file, which `outgoing` seals and ships within the bounds of `memory`; `backlog` spends spare time on what a repository
+//! missed. `get` brings one file, whose `content` is verified on its way,
 //! back, and `absence` says whether a file that is not there is proven absent. What an outcome means as an exit code is
 //! decided in the shell.
 
 mod absence;
 mod backlog;
 mod batch;
+mod content;
 mod get;
+mod memory;
+mod outgoing;
 mod push;
 mod ready;
 mod source;
