@@ -66,7 +66,10 @@ mod tests {
                 scope.spawn(move || {
                     for _ in 0..20 {
                         let mut taken = memory.take(bytes);
-                        most.fetch_max(now.fetch_add(taken.bytes, Ordering::SeqCst) + taken.bytes, Ordering::SeqCst);
+                        most.fetch_max(
+                            now.fetch_add(taken.bytes, Ordering::SeqCst) + taken.bytes,
+                            Ordering::SeqCst,
+                        );
                         std::thread::yield_now();
                         let rest = taken.bytes / 2;
                         now.fetch_sub(taken.bytes, Ordering::SeqCst);

@@ -80,7 +80,9 @@ impl Outgoing {
         enough: usize,
     ) -> Result<(Outcome<'r>, u64)> {
         if file.fingerprint.size > LARGEST_IN_MEMORY {
-            return ship_stream(to, key, enough, |parts| seal_again(file, self.crc, sealer.writer_to(parts)?));
+            return ship_stream(to, key, enough, |parts| {
+                seal_again(file, self.crc, sealer.writer_to(parts)?)
+            });
         }
         let object = match self.object.take() {
             Some(object) => object,

@@ -142,18 +142,26 @@ fn check(args: &Args, target: &Target) -> Result<Action> {
 
 /// Every repository must answer before anything is planned: what only one holds would silently be missing.
 fn probe(repositories: &[&Repository], config: &Config, index: &IndexHandle) -> Result<()> {
-    for repository in repositories {
-        let found = crate::repository::clusters(repository, &config.cluster, &repository.deadline());
-        let problem = match found {
-            Ok(found) if !found.is_empty() => continue,
-            Ok(_) => Error::new(
-                Kind::Repository,
-                format!("repository \"{}\" holds no cluster \"{}\"", repository.name(), config.cluster),
-            ),
-            Err(error) => repository.error("look into", &error),
-        };
-        if repositories.len() == 1 {
-            return Err(problem.with_hint("it is the only repository that is left"));
+    let problem_of = |repository: &Repository| match crate::repository::clusters(
+        repository,
+        &config.cluster,
+        &repository.deadline(),
+    ) {
+        Ok(found) if !found.is_empty() => None,
+        Ok(_) => Some(Error::new(
+            Kind::Repository,
+            format!("repository \"{}\" holds no cluster \"{}\"", repository.name(), config.cluster),
+        )),
+        Err(error) => Some(repository.error("look into", &error)),
+    };
+    let problems: Vec<(&Repository, Error)> = repositories
+        .iter()
+        .filter_map(|repository| problem_of(repository).map(|problem| (*repository, problem)))
+        .collect();
+    let none_left = problems.len() == repositories.len();
+    if let Some((repository, problem)) = problems.into_iter().next() {
+        if none_left {
+            return Err(problem.with_hint("no repository is left to recover from"));
         }
         let only = index.run(|index| index.only_in(repository.url()));
         let known = match only {

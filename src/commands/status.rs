@@ -3,7 +3,7 @@
 use super::output::{Format, bytes, count, json, table, time};
 use super::{Global, setup};
 use crate::config::Config;
-use crate::kind::Result;
+use crate::kind::{Error, Kind, Result};
 use crate::postgres::SystemIdentifier;
 use crate::upkeep::status::{Status, status};
 
@@ -35,12 +35,15 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
     let found = status(&config.cluster, sysid, &repositories, &opener, &index)?;
     match args.output {
-        Format::Json => json(&found),
-        Format::Text => {
-            print!("{}", text(&found));
-            Ok(())
-        }
+        Format::Json => json(&found)?,
+        Format::Text => print!("{}", text(&found)),
     }
+    if found.repositories.iter().all(|repository| repository.problem.is_some()) {
+        return Err(
+            Error::new(Kind::Repository, "no repository can be used").with_hint("the reasons stand above")
+        );
+    }
+    Ok(())
 }
 
 fn text(status: &Status) -> String {

@@ -166,7 +166,9 @@ impl Pieces<'_> {
             crc = crc32c::crc32c_append(crc, chunk);
             match &file {
                 Some(file) => {
-                    file.write_all_at(chunk, extent.offset + done).map_err(at(&path)).context("write file")?;
+                    file.write_all_at(chunk, extent.offset + done)
+                        .map_err(at(&path))
+                        .context("write file")?;
                 }
                 None => memory.extend_from_slice(chunk),
             }

@@ -170,7 +170,7 @@ fn plan_in<'r>(
         return finish(request, catalog, &history, backup, &path, target, reach, notes);
     }
     let error = unreachable_target(request, &rejected.join("; "));
-    Err(error.with_hint("walden verify says what is missing; another repository may have it: walden sync"))
+    Err(error.with_hint("walden status says what is missing"))
 }
 
 /// Chooses the branch to follow.
@@ -317,6 +317,16 @@ fn reach(
         }
         Target::Time(time) => {
             let Some(commit) = scan::last_commit(catalog, path, opener)? else {
+                let archived = path.segments.last().and_then(|(_, copies)| copies[0].1.object.modified);
+                if path.gap.is_none() && archived.is_some_and(|archived| *time <= archived) {
+                    *target = Target::Immediate;
+                    notes.push(
+                        "nothing was committed between the end of the backup and the target: recovery stops where the \
+                         backup ends"
+                            .to_owned(),
+                    );
+                    return Ok(Reach::default());
+                }
                 return Err(unreachable_target(request, "no commit is archived after the backup").with_hint(
                     format!("{NOT_ARCHIVED_YET}; --until immediate or --until latest brings the backup up"),
                 ));

@@ -404,7 +404,6 @@ mod tests {
             stored_size: 1,
             files: 1,
             bad_pages: 0,
-            next_xid: None,
             manifest: object,
             config: None,
             pieces: vec![],

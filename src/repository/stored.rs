@@ -1,6 +1,7 @@
 //! An object's stored bytes, read on where a connection broke off: over a slow line a large object is long under way.
 
 use super::Repository;
+use crate::kind::{Error, Kind, Result};
 use crate::storage;
 use std::io::{self, Read};
 use std::time::Duration;
@@ -30,6 +31,18 @@ pub(super) fn open<'a>(
     Ok(Stored { repository, key, size, reader, at: 0, in_vain: 0 })
 }
 
+/// Returns the stored bytes of an object of a known size, at most one more than that: whoever checks sees one that is too
+/// long.
+pub fn read_stored(repository: &Repository, key: &str, size: u64) -> Result<Vec<u8>> {
+    let what = format!("get \"{key}\" from");
+    let reader = open(repository, key, size).map_err(|error| repository.error(&what, &error))?;
+    let mut body = Vec::with_capacity(size as usize);
+    reader.take(size + 1).read_to_end(&mut body).map_err(|error| {
+        Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", repository.name()))
+    })?;
+    Ok(body)
+}
+
 impl Stored<'_> {
     /// Opens the rest again. Fails with the error that made it necessary.
     fn take_up(&mut self, error: io::Error) -> io::Result<()> {
@@ -45,7 +58,8 @@ impl Stored<'_> {
         std::thread::sleep(WAIT.saturating_mul(1 << (self.in_vain - 1)).mul_f64(fastrand::f64()));
         let rest = Some(self.at..self.size);
         // A store that cannot even be asked is tried again by its own retries.
-        self.reader = self.repository.storage().get(self.key, rest, &self.repository.deadline()).map_err(|_| error)?;
+        self.reader =
+            self.repository.storage().get(self.key, rest, &self.repository.deadline()).map_err(|_| error)?;
         Ok(())
     }
 }
@@ -81,7 +95,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Faulty::new(FsStorage::new(dir.path().to_owned()));
         let faults = store.faults();
-        let content: Vec<u8> = (0..100_000_u32).map(|i| (i * i >> 7) as u8).collect();
+        let content: Vec<u8> = (0..100_000_u32).map(|i| ((i * i) >> 7) as u8).collect();
         let deadline = storage::Deadline::stall(Duration::from_secs(10));
         store.put_new("key", &Bytes::from(content.clone()), &deadline).unwrap();
         let repository = Repository::new("a", Arc::new(store), Duration::from_secs(10));

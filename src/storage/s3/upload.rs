@@ -10,7 +10,8 @@ use super::put::{self, Extras};
 use crate::storage::{Deadline, Error, Put, Result, Upload};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
-    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption, StorageClass,
+    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption,
+    StorageClass,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -146,25 +147,23 @@ impl S3Upload<'_> {
         let (crc, length) = self.whole();
         let length = i64::try_from(length).unwrap_or(i64::MAX);
         let id = self.id()?;
-        let answer = storage.call(&format!("CompleteMultipartUpload \"{}\"", self.key), deadline, |client, mark| {
-            client
-                .complete_multipart_upload()
-                .bucket(&storage.options.bucket)
-                .key(&self.full)
-                .upload_id(id)
-                .multipart_upload(parts)
-                .set_if_none_match(extras.condition.then(|| "*".to_owned()))
-                .set_checksum_crc32(extras.checksum.then(|| encoded(&crc)))
-                .set_checksum_type(extras.checksum.then_some(ChecksumType::FullObject))
-                .set_mpu_object_size(extras.checksum.then_some(length))
-                .customize()
-                .mutate_request(mark.put())
-                .send()
-        });
-        let failure = match answer {
-            Ok(_) => return Ok(Put::Created),
-            Err(failure) => failure,
-        };
+        let answer =
+            storage.call(&format!("CompleteMultipartUpload \"{}\"", self.key), deadline, |client, mark| {
+                client
+                    .complete_multipart_upload()
+                    .bucket(&storage.options.bucket)
+                    .key(&self.full)
+                    .upload_id(id)
+                    .multipart_upload(parts)
+                    .set_if_none_match(extras.condition.then(|| "*".to_owned()))
+                    .set_checksum_crc32(extras.checksum.then(|| encoded(&crc)))
+                    .set_checksum_type(extras.checksum.then_some(ChecksumType::FullObject))
+                    .set_mpu_object_size(extras.checksum.then_some(length))
+                    .customize()
+                    .mutate_request(mark.put())
+                    .send()
+            });
+        let Err(failure) = answer else { return Ok(Put::Created) };
         match failure.status {
             Some(412) => put::existed(storage, &self.key, &failure, deadline),
             // The answer to an attempt before this one may have been lost, or another writer is at it.
@@ -182,7 +181,8 @@ impl S3Upload<'_> {
         deadline.cut_after(ABORT_TIME);
         let what = format!("AbortMultipartUpload \"{}\"", self.key);
         let answer = self.storage.call(&what, &deadline, |client, mark| {
-            let request = client.abort_multipart_upload().bucket(&self.storage.options.bucket).key(&self.full);
+            let request =
+                client.abort_multipart_upload().bucket(&self.storage.options.bucket).key(&self.full);
             request.upload_id(id).customize().mutate_request(mark.put()).send()
         });
         if let Err(failure) = answer
@@ -241,7 +241,12 @@ impl S3Upload<'_> {
                 Err(failure) => return Err(failure.error),
                 Ok(put) => {
                     let storage = self.storage;
-                    put::remember(&storage.no_conditions, !fewer.condition, &storage.url, put::CONDITION_HEADER);
+                    put::remember(
+                        &storage.no_conditions,
+                        !fewer.condition,
+                        &storage.url,
+                        put::CONDITION_HEADER,
+                    );
                     put::remember(&storage.no_checksums, !fewer.checksum, &storage.url, put::CHECKSUM_HEADER);
                     return Ok(put);
                 }
