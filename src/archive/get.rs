@@ -6,9 +6,7 @@ use super::source::Origin;
 use crate::codec::Opener;
 use crate::durable;
 use crate::kind::{Context, Error, Kind, Result};
-use crate::postgres::{
-    ArchiveFileName, ControlFile, SystemIdentifier, TimelineId, WalSegmentName,
-};
+use crate::postgres::{ArchiveFileName, ControlFile, SystemIdentifier, TimelineId, WalSegmentName};
 use crate::repository::{
     ClusterKeys, ClusterState, Repository, WalListing, WalObject, ask_all, find_contents, list_histories,
     list_wal_from,
@@ -251,7 +249,8 @@ impl Request<'_> {
         copy_checked(repository, object, expected, opener, &mut file)?;
         file.sync_data().map_err(durable::at(temp.path())).context(&writing)?;
         drop(file);
-        std::fs::rename(temp.path(), self.path).context(format!("rename onto \"{}\"", self.path.display()))?;
+        std::fs::rename(temp.path(), self.path)
+            .context(format!("rename onto \"{}\"", self.path.display()))?;
         temp.forget();
         Ok(())
     }

@@ -49,8 +49,8 @@ pub fn copy_object(from: &Repository, to: &Repository, key: &str) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::faulty::{Fault, Faulty};
     use crate::storage::FsStorage;
+    use crate::storage::faulty::{Fault, Faulty};
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -60,8 +60,13 @@ mod tests {
         let store = Faulty::new(FsStorage::new(source.path().to_owned()));
         let faults = store.faults();
         let from = Repository::new("from", Arc::new(store), Duration::from_secs(10));
-        let to = Repository::new("to", Arc::new(FsStorage::new(target.path().to_owned())), Duration::from_secs(10));
-        for (key, size) in [("empty", 0), ("small", 1000), ("large", LARGEST_WHOLE as usize + PART_SIZE + 5)] {
+        let to = Repository::new(
+            "to",
+            Arc::new(FsStorage::new(target.path().to_owned())),
+            Duration::from_secs(10),
+        );
+        for (key, size) in [("empty", 0), ("small", 1000), ("large", LARGEST_WHOLE as usize + PART_SIZE + 5)]
+        {
             let content: Vec<u8> = (0..size).map(|i| (i >> 4) as u8 ^ i as u8).collect();
             from.storage().put_new(key, &Bytes::from(content.clone()), &from.deadline()).unwrap();
             if size > 0 {

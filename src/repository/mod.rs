@@ -18,13 +18,14 @@ mod wal;
 
 pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
+pub use copy::copy_object;
 pub use keys::{ClusterKeys, WalObject};
 pub use recovery_text::recovery_text;
 pub use several::{Outcome, ask_all, ship};
-pub use copy::copy_object;
 pub use stream::{Parts, STREAM_MEMORY, ship_stream};
 pub use wal::{
-    WalListing, copy_wal_object, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines,
+    WalListing, copy_wal_object, find_contents, list_histories, list_wal_from, list_wal_timeline,
+    read_wal_object, timelines,
 };
 
 use crate::kind::{Error, Kind};

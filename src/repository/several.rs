@@ -72,4 +72,3 @@ pub fn ship<'r>(to: &[&'r Repository], key: &str, body: &Bytes, enough: usize) -
     }
     outcome
 }
-

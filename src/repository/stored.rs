@@ -45,7 +45,8 @@ impl Stored<'_> {
         std::thread::sleep(WAIT.saturating_mul(1 << (self.in_vain - 1)).mul_f64(fastrand::f64()));
         let rest = Some(self.at..self.size);
         // A store that cannot even be asked is tried again by its own retries.
-        self.reader = self.repository.storage().get(self.key, rest, &self.repository.deadline()).map_err(|_| error)?;
+        self.reader =
+            self.repository.storage().get(self.key, rest, &self.repository.deadline()).map_err(|_| error)?;
         Ok(())
     }
 }

@@ -4,8 +4,8 @@
 //! The repositories go in step: each takes a part while the next one is made. One that fails is left behind, and so is
 //! one that holds up enough others. Memory is a few parts, however many repositories there are.
 
-use super::several::{GRACE, Outcome};
 use super::Repository;
+use super::several::{GRACE, Outcome};
 use crate::kind::{Error, Kind, Result};
 use crate::storage::{self, Deadline, PART_SIZE, Put};
 use bytes::Bytes;
@@ -211,8 +211,8 @@ fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::faulty::{Fault, Faulty, Moment};
     use crate::storage::FsStorage;
+    use crate::storage::faulty::{Fault, Faulty, Moment};
     use std::io::Read;
     use std::sync::Arc;
 
@@ -234,7 +234,12 @@ mod tests {
 
     fn read(repository: &Repository) -> Option<Vec<u8>> {
         let mut content = Vec::new();
-        repository.storage().get("a/key", None, &repository.deadline()).ok()?.read_to_end(&mut content).unwrap();
+        repository
+            .storage()
+            .get("a/key", None, &repository.deadline())
+            .ok()?
+            .read_to_end(&mut content)
+            .unwrap();
         Some(content)
     }
 

@@ -165,7 +165,9 @@ impl Suite<'_> {
         }
         // A part that is sent again counts once.
         let mut upload = self.storage.upload_new(&self.key("upload/again"), &self.deadline).unwrap();
-        for (index, part) in [(0, &content[..PART_SIZE]), (0, &content[..PART_SIZE]), (1, b"end"), (1, b"end")] {
+        for (index, part) in
+            [(0, &content[..PART_SIZE]), (0, &content[..PART_SIZE]), (1, b"end"), (1, b"end")]
+        {
             upload.part(index, &Bytes::copy_from_slice(part)).unwrap();
         }
         assert_eq!(upload.complete().unwrap(), Put::Created);

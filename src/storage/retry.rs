@@ -220,7 +220,9 @@ mod tests {
     fn a_part_is_sent_again_by_itself_and_so_is_the_end() {
         let (_dir, store) = store();
         let faults = store.faults();
-        for (call, moment) in [(1, Moment::Before), (3, Moment::Before), (5, Moment::After), (8, Moment::After)] {
+        for (call, moment) in
+            [(1, Moment::Before), (3, Moment::Before), (5, Moment::After), (8, Moment::After)]
+        {
             faults.fail_at(call, Fault::Error(moment));
         }
         let retry = Retry::new(store, 3);

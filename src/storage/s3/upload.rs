@@ -8,9 +8,11 @@ use super::S3Storage;
 use super::errors::Failure;
 use super::put::{self, Extras};
 use crate::storage::{Deadline, Error, Put, Result, Upload};
+use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
-    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption, StorageClass,
+    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption,
+    StorageClass,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -69,7 +71,7 @@ fn create(
     let what = format!("CreateMultipartUpload \"{key}\"");
     let options = &storage.options;
     let (answer, _) = storage.call(&what, deadline, |client, mark| {
-        client
+        let request = client
             .create_multipart_upload()
             .bucket(&options.bucket)
             .key(full)
@@ -80,11 +82,26 @@ fn create(
             .set_ssekms_key_id(options.kms_key_id.clone())
             .set_tagging((!options.tags.is_empty()).then(|| put::tagging(&options.tags)))
             .customize()
-            .mutate_request(mark.put())
-            .send()
+            .mutate_request(mark.put());
+        async {
+            match request.send().await {
+                Ok(answer) => Ok(answer.upload_id),
+                Err(error) => misnamed_id(&error).map(Some).ok_or(error),
+            }
+        }
     })?;
-    let id = answer.upload_id.filter(|id| !id.is_empty());
+    let id = answer.filter(|id| !id.is_empty());
     id.ok_or_else(|| Error::Unreachable(format!("{what}: an answer without upload id")).into())
+}
+
+/// Returns the upload's id from an answer that the SDK does not understand: rclone's names the element around it
+/// `InitiateMultipartUpload`.
+fn misnamed_id<E>(error: &SdkError<E>) -> Option<String> {
+    let answer = error.raw_response().filter(|answer| answer.status().is_success())?;
+    let body = std::str::from_utf8(answer.body().bytes()?).ok()?;
+    let (id, _) = body.split_once("<UploadId>")?.1.split_once("</UploadId>")?;
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);
+    (!id.is_empty() && id.chars().all(harmless)).then(|| id.to_owned())
 }
 
 fn encoded(crc: &crc32fast::Hasher) -> String {
@@ -146,21 +163,22 @@ impl S3Upload<'_> {
         let (crc, length) = self.whole();
         let length = i64::try_from(length).unwrap_or(i64::MAX);
         let id = self.id()?;
-        let answer = storage.call(&format!("CompleteMultipartUpload \"{}\"", self.key), deadline, |client, mark| {
-            client
-                .complete_multipart_upload()
-                .bucket(&storage.options.bucket)
-                .key(&self.full)
-                .upload_id(id)
-                .multipart_upload(parts)
-                .set_if_none_match(extras.condition.then(|| "*".to_owned()))
-                .set_checksum_crc32(extras.checksum.then(|| encoded(&crc)))
-                .set_checksum_type(extras.checksum.then_some(ChecksumType::FullObject))
-                .set_mpu_object_size(extras.checksum.then_some(length))
-                .customize()
-                .mutate_request(mark.put())
-                .send()
-        });
+        let answer =
+            storage.call(&format!("CompleteMultipartUpload \"{}\"", self.key), deadline, |client, mark| {
+                client
+                    .complete_multipart_upload()
+                    .bucket(&storage.options.bucket)
+                    .key(&self.full)
+                    .upload_id(id)
+                    .multipart_upload(parts)
+                    .set_if_none_match(extras.condition.then(|| "*".to_owned()))
+                    .set_checksum_crc32(extras.checksum.then(|| encoded(&crc)))
+                    .set_checksum_type(extras.checksum.then_some(ChecksumType::FullObject))
+                    .set_mpu_object_size(extras.checksum.then_some(length))
+                    .customize()
+                    .mutate_request(mark.put())
+                    .send()
+            });
         let failure = match answer {
             Ok(_) => return Ok(Put::Created),
             Err(failure) => failure,
@@ -182,7 +200,8 @@ impl S3Upload<'_> {
         deadline.cut_after(ABORT_TIME);
         let what = format!("AbortMultipartUpload \"{}\"", self.key);
         let answer = self.storage.call(&what, &deadline, |client, mark| {
-            let request = client.abort_multipart_upload().bucket(&self.storage.options.bucket).key(&self.full);
+            let request =
+                client.abort_multipart_upload().bucket(&self.storage.options.bucket).key(&self.full);
             request.upload_id(id).customize().mutate_request(mark.put()).send()
         });
         if let Err(failure) = answer
@@ -241,7 +260,12 @@ impl S3Upload<'_> {
                 Err(failure) => return Err(failure.error),
                 Ok(put) => {
                     let storage = self.storage;
-                    put::remember(&storage.no_conditions, !fewer.condition, &storage.url, put::CONDITION_HEADER);
+                    put::remember(
+                        &storage.no_conditions,
+                        !fewer.condition,
+                        &storage.url,
+                        put::CONDITION_HEADER,
+                    );
                     put::remember(&storage.no_checksums, !fewer.checksum, &storage.url, put::CHECKSUM_HEADER);
                     return Ok(put);
                 }
