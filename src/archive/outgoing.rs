@@ -17,8 +17,9 @@ use std::io::Write;
 /// The largest file whose object is held in memory, in bytes.
 const LARGEST_IN_MEMORY: u64 = 64 << 20;
 
-/// How much memory all files of a call take together, in bytes: four segments of 16 MiB that LZ4 cannot make smaller.
-pub const MEMORY: u64 = 64 << 20;
+/// How much memory all files of a call take together, in bytes: three segments of 16 MiB before it is known what LZ4 makes
+/// of them, and any number of objects that turned out smaller. A single file of up to 64 MiB may exceed it.
+pub const MEMORY: u64 = 56 << 20;
 
 /// A file that was read.
 #[derive(Debug)]
