@@ -4,7 +4,7 @@
 //! object is built in memory while the file is read, piece by piece: one pass over warm caches. A larger file is read
 //! twice: first for CRC and records, then to be sent in parts. An object is completed only if both passes saw the same.
 
-use super::memory::Taken;
+use super::memory::{Memory, Taken};
 use super::source::WalFile;
 use crate::codec::Sealer;
 use crate::kind::{Context, Error, Result};
@@ -17,18 +17,20 @@ use std::io::Write;
 /// The largest file whose object is held in memory, in bytes.
 const LARGEST_IN_MEMORY: u64 = 64 << 20;
 
-/// How much memory all files of a call take together, in bytes: four segments of 16 MiB that LZ4 cannot make smaller.
-pub const MEMORY: u64 = 64 << 20;
+/// How much memory all files of a call take together, in bytes: three segments of 16 MiB before it is known what LZ4 makes
+/// of them, and any number of objects that turned out smaller. A single file of up to 64 MiB may exceed it.
+pub const MEMORY: u64 = 56 << 20;
 
 /// A file that was read.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct Outgoing<'m> {
     /// The CRC-32 of the content.
     pub crc: u32,
     /// What a segment's records tell.
     pub summary: Option<SegmentSummary>,
     /// The object, where it was built already.
     object: Option<Bytes>,
+    memory: &'m Memory,
 }
 
 /// Returns how much memory [`Outgoing::read`] and [`Outgoing::ship`] take for a file, in bytes.
@@ -37,16 +39,17 @@ pub fn memory_for(file: &WalFile) -> u64 {
     if size <= LARGEST_IN_MEMORY { size } else { STREAM_MEMORY }
 }
 
-impl Outgoing {
+impl<'m> Outgoing<'m> {
     /// Reads and checks the file; fails when it changed meanwhile. With `at_once` its object is built in the same pass,
     /// if it is to be held in memory at all.
-    pub fn read(file: &mut WalFile, sealer: &Sealer, at_once: bool, taken: &mut Taken<'_>) -> Result<Self> {
+    pub fn read(file: &mut WalFile, sealer: &Sealer, at_once: bool, taken: &mut Taken<'m>) -> Result<Self> {
         let size = file.fingerprint.size;
         let mut crc = crc32fast::Hasher::new();
         let mut records = matches!(file.name, ArchiveFileName::Segment(_))
             .then(|| Summarizer::new(ReaderOptions::default(), None));
         let seals = at_once && size <= LARGEST_IN_MEMORY;
-        let mut writer = if seals { Some(sealer.writer(room_for(size))?) } else { None };
+        let mut writer =
+            if seals { Some(sealer.writer_to(taken.memory().buffer(room_for(size)))?) } else { None };
         let stray = file.pass(|piece| {
             crc.update(piece);
             if let Some(records) = &mut records {
@@ -66,7 +69,7 @@ impl Outgoing {
         if let Some(summary) = &summary {
             warn_of_records(file.name, summary);
         }
-        Ok(Self { crc, summary, object })
+        Ok(Self { crc, summary, object, memory: taken.memory() })
     }
 
     /// Sends the object of the file that was read to every repository in `to` under `key`, as [`ship`] does, and
@@ -87,15 +90,16 @@ impl Outgoing {
         let object = match self.object.take() {
             Some(object) => object,
             None => {
-                let writer = sealer.writer(room_for(file.fingerprint.size))?;
+                let writer = sealer.writer_to(self.memory.buffer(room_for(file.fingerprint.size)))?;
                 Bytes::from(seal_again(file, self.crc, writer)?)
             }
         };
         if !file.is_unchanged() {
             return Err(changed());
         }
-        let outcome = ship(to, key, &object, enough);
-        Ok((outcome, object.len() as u64))
+        let (outcome, length) = (ship(to, key, &object, enough), object.len() as u64);
+        self.memory.give_back(object);
+        Ok((outcome, length))
     }
 }
 

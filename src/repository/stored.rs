@@ -95,7 +95,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Faulty::new(FsStorage::new(dir.path().to_owned()));
         let faults = store.faults();
-        let content: Vec<u8> = (0..100_000_u32).map(|i| ((i * i) >> 7) as u8).collect();
+        let content: Vec<u8> = (0..100_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
         let deadline = storage::Deadline::stall(Duration::from_secs(10));
         store.put_new("key", &Bytes::from(content.clone()), &deadline).unwrap();
         let repository = Repository::new("a", Arc::new(store), Duration::from_secs(10));

@@ -11,6 +11,7 @@ mod backup_engine;
 mod cli;
 mod demo;
 mod init;
+mod large;
 mod recover;
 mod reports;
 mod s3;

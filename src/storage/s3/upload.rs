@@ -8,6 +8,7 @@ use super::S3Storage;
 use super::errors::Failure;
 use super::put::{self, Extras};
 use crate::storage::{Deadline, Error, Put, Result, Upload};
+use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ServerSideEncryption,
@@ -70,7 +71,7 @@ fn create(
     let what = format!("CreateMultipartUpload \"{key}\"");
     let options = &storage.options;
     let (answer, _) = storage.call(&what, deadline, |client, mark| {
-        client
+        let request = client
             .create_multipart_upload()
             .bucket(&options.bucket)
             .key(full)
@@ -81,11 +82,26 @@ fn create(
             .set_ssekms_key_id(options.kms_key_id.clone())
             .set_tagging((!options.tags.is_empty()).then(|| put::tagging(&options.tags)))
             .customize()
-            .mutate_request(mark.put())
-            .send()
+            .mutate_request(mark.put());
+        async {
+            match request.send().await {
+                Ok(answer) => Ok(answer.upload_id),
+                Err(error) => misnamed_id(&error).map(Some).ok_or(error),
+            }
+        }
     })?;
-    let id = answer.upload_id.filter(|id| !id.is_empty());
+    let id = answer.filter(|id| !id.is_empty());
     id.ok_or_else(|| Error::Unreachable(format!("{what}: an answer without upload id")).into())
+}
+
+/// Returns the upload's id from an answer that the SDK does not understand: rclone's names the element around it
+/// `InitiateMultipartUpload`.
+fn misnamed_id<E>(error: &SdkError<E>) -> Option<String> {
+    let answer = error.raw_response().filter(|answer| answer.status().is_success())?;
+    let body = std::str::from_utf8(answer.body().bytes()?).ok()?;
+    let (id, _) = body.split_once("<UploadId>")?.1.split_once("</UploadId>")?;
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);
+    (!id.is_empty() && id.chars().all(harmless)).then(|| id.to_owned())
 }
 
 fn encoded(crc: &crc32fast::Hasher) -> String {
