@@ -395,7 +395,7 @@ mod tests {
                 }
                 match opener.open_whole(key, &object[..at], 1 << 30) {
                     Ok(read) => {
-                        assert!(read.len() < plaintext.len() && key == "x.lz4", "cut at {at} of {key}")
+                        assert!(read.len() < plaintext.len() && key == "x.lz4", "cut at {at} of {key}");
                     }
                     Err(error) => assert_ne!(error.kind(), Kind::Other, "{error}"),
                 }

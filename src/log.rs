@@ -6,7 +6,10 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
 
 /// Starts logging: warnings always, information unless `quiet`, more with `verbose`.
 pub fn start(verbose: bool, quiet: bool) {
@@ -17,9 +20,6 @@ pub fn start(verbose: bool, quiet: bool) {
     };
     // Only our own events: a library's are for its developers.
     let filter = tracing_subscriber::filter::Targets::new().with_target("walden", level);
-    use tracing_subscriber::layer::SubscriberExt;
-    use tracing_subscriber::util::SubscriberInitExt;
-    use tracing_subscriber::{Layer, fmt};
     let layer = fmt::layer().with_writer(std::io::stderr).event_format(Line).with_filter(filter);
     let _ = tracing_subscriber::registry().with(layer).try_init();
 }

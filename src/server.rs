@@ -153,7 +153,7 @@ impl Server {
     pub fn settings(&mut self, names: &[&str]) -> Result<BTreeMap<String, String>> {
         let list = names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ");
         let rows = self.rows(&format!("select name, setting from pg_settings where name in ({list})"))?;
-        Ok(rows.into_iter().filter_map(|row| pair(row)).collect())
+        Ok(rows.into_iter().filter_map(pair).collect())
     }
 
     /// Returns whether the server is a standby, or still in recovery for another reason.

@@ -11,6 +11,9 @@ use std::sync::Mutex;
 
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
+/// What else is to be done before the process dies.
+static BEFORE_DYING: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
+
 fn registry() -> std::sync::MutexGuard<'static, BTreeSet<PathBuf>> {
     TEMPORARY.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -54,6 +57,12 @@ pub fn remove_temporary_files() {
     }
 }
 
+/// Has `action` run on the thread of [`watch_signals`] when the process is told to end, before it dies. It must come
+/// to an end, and it replaces the one that was registered before.
+pub fn before_dying(action: impl FnOnce() + Send + 'static) {
+    *BEFORE_DYING.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Box::new(action));
+}
+
 /// Starts the thread that waits for SIGTERM, SIGINT or SIGHUP, removes temporary files and dies by that signal.
 /// Must be called before any other thread is started, since it blocks these signals for all of them.
 pub fn watch_signals() {
@@ -68,6 +77,10 @@ pub fn watch_signals() {
     let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
         let Ok(received) = set.wait() else { return };
         remove_temporary_files();
+        let action = BEFORE_DYING.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(action) = action {
+            action();
+        }
         reset_and_die(received, set);
     });
 }

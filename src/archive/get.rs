@@ -157,7 +157,7 @@ impl Request<'_> {
             }
             _ => {
                 answer.contents =
-                    find_contents(repository, &self.keys, self.name, deadline).map_err(failed)?
+                    find_contents(repository, &self.keys, self.name, deadline).map_err(failed)?;
             }
         }
         Ok(answer)

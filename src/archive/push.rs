@@ -8,7 +8,7 @@ use super::ready;
 use super::source::{Origin, WalFile};
 use super::targets::{self, Target, Targets};
 use crate::codec::Sealer;
-use crate::index::{ArchivedRow, Fingerprint, IndexHandle, RepositoryStamp};
+use crate::index::{ArchivedRow, Commits, Fingerprint, IndexHandle, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::wal::{SegmentSummary, summarize};
 use crate::postgres::{ArchiveFileName, PgTimestamp, TimelineId};
@@ -394,14 +394,14 @@ fn read_records(name: ArchiveFileName, content: &[u8]) -> Option<SegmentSummary>
 }
 
 /// Returns what the index keeps of the commits in a segment.
-fn commits_of(summary: &SegmentSummary) -> (u64, Option<i64>, Option<i64>, Option<u64>) {
+fn commits_of(summary: &SegmentSummary) -> Commits {
     let us = |time: PgTimestamp| jiff::Timestamp::from(time).as_microsecond();
-    (
-        summary.commits,
-        summary.min_commit_time.map(us),
-        summary.max_commit_time.map(us),
-        summary.last_commit.as_ref().map(|last| last.lsn.0),
-    )
+    Commits {
+        count: summary.commits,
+        first: summary.min_commit_time.map(us),
+        last: summary.max_commit_time.map(us),
+        last_lsn: summary.last_commit.as_ref().map(|last| last.lsn.0),
+    }
 }
 
 fn record(index: &IndexHandle, files: &[WalFile], outcomes: &[Option<Result<Done>>]) {

@@ -39,8 +39,11 @@ impl Spool {
 
     /// Returns a reader that owns the spool.
     pub fn into_reader(self) -> Result<impl Read + Send> {
-        let mut file =
-            self.file.into_inner().map_err(|error| error.into_error()).context("write temporary file")?;
+        let mut file = self
+            .file
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)
+            .context("write temporary file")?;
         file.rewind().context("read temporary file")?;
         Ok(BufReader::with_capacity(64 * 1024, file))
     }

@@ -3,12 +3,16 @@
 //! The bucket is the truth and the index only makes things fast: every method here may fail, and no caller lets
 //! that stop archiving or recovery. [`IndexHandle`] is what engines use: it warns once and goes on without.
 
+mod backlog;
+mod breaker;
 mod operations;
 mod schema;
 mod wal;
 
+pub use backlog::Missing;
+pub use breaker::Breaker;
 pub use operations::Operation;
-pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
+pub use wal::{ArchivedRow, Commits, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags};

@@ -3,12 +3,14 @@
 use super::{Index, sql};
 use crate::kind::{Error, Result};
 
-/// The version of the schema below, kept as `PRAGMA user_version`.
-const VERSION: i64 = 1;
-
+/// What each version of the schema added, oldest first; the number of those that are there is kept as
+/// `PRAGMA user_version`.
+///
 /// Times are µs since 1970; CRCs and sizes are integers; a repository is known by its URL together with the id in
 /// its `cluster.json`, so that a store that was emptied and made anew is another one.
-const SCHEMA: &str = "
+const VERSIONS: &[&str] = &[ARCHIVED, FAILURES];
+
+const ARCHIVED: &str = "
 CREATE TABLE repository (
     id         INTEGER PRIMARY KEY,
     url        TEXT NOT NULL,
@@ -49,31 +51,67 @@ CREATE TABLE operation (
 );
 ";
 
+const FAILURES: &str = "
+CREATE TABLE breaker (
+    url        TEXT PRIMARY KEY,
+    failures   INTEGER NOT NULL,
+    open_until INTEGER NOT NULL,
+    last_error TEXT NOT NULL
+);
+CREATE TABLE backlog (
+    url   TEXT NOT NULL,
+    sysid TEXT NOT NULL,
+    name  TEXT NOT NULL,
+    crc   INTEGER NOT NULL,
+    PRIMARY KEY (url, sysid, name, crc)
+) WITHOUT ROWID;
+";
+
 impl Index {
     pub(super) fn prepare(&self) -> Result<()> {
+        let known = VERSIONS.len();
         let version = self.version()?;
-        if version == VERSION {
+        if version == known {
             return Ok(());
         }
-        if version > VERSION {
+        if version > known {
             return Err(Error::other(format!(
-                "schema version {version} is newer than this version of walden knows ({VERSION})"
+                "schema version {version} is newer than this version of walden knows ({known})"
             )));
         }
         // WAL mode is kept in the file. With synchronous = NORMAL the last rows may be lost in a crash of the
         // machine, which costs a second look at the repository.
         sql(self.connection.execute_batch("PRAGMA journal_mode = WAL"), "set the journal mode")?;
-        let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
-        sql(begun, "create the tables")?;
+        sql(self.connection.execute_batch("BEGIN IMMEDIATE"), "create the tables")?;
         // Another process may have made them while this one waited for the lock.
-        if self.version()? == VERSION {
-            return sql(self.connection.execute_batch("COMMIT"), "create the tables");
-        }
-        let script = format!("{SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;");
+        let present = self.version()?.min(known);
+        let script = format!("{} PRAGMA user_version = {known}; COMMIT;", VERSIONS[present..].concat());
         sql(self.connection.execute_batch(&script), "create the tables")
     }
 
-    fn version(&self) -> Result<i64> {
-        sql(self.connection.query_row("PRAGMA user_version", [], |row| row.get(0)), "read the schema version")
+    fn version(&self) -> Result<usize> {
+        let read = self.connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
+        Ok(usize::try_from(sql(read, "read the schema version")?).unwrap_or(usize::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_of_an_earlier_version_gains_the_tables_that_it_lacks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("i");
+        for version in 0..=VERSIONS.len() {
+            let _ = std::fs::remove_file(&path);
+            let old = rusqlite::Connection::open(&path).unwrap();
+            old.execute_batch(&VERSIONS[..version].concat()).unwrap();
+            old.execute_batch(&format!("PRAGMA user_version = {version}")).unwrap();
+            drop(old);
+            let index = Index::open(&path).unwrap();
+            assert_eq!(index.version().unwrap(), VERSIONS.len());
+            assert!(index.breaker("x").unwrap().is_none() && index.operations(1).unwrap().is_empty());
+        }
     }
 }

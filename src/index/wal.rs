@@ -44,6 +44,19 @@ pub struct RepositoryStamp {
     pub cluster_id: String,
 }
 
+/// The commits of a segment. Times are µs since 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Commits {
+    /// How many there are.
+    pub count: u64,
+    /// The earliest time.
+    pub first: Option<i64>,
+    /// The latest time.
+    pub last: Option<i64>,
+    /// Where the record of the last one begins.
+    pub last_lsn: Option<u64>,
+}
+
 /// One archived file.
 #[derive(Debug, Clone)]
 pub struct ArchivedRow<'a> {
@@ -57,8 +70,8 @@ pub struct ArchivedRow<'a> {
     pub fingerprint: Fingerprint,
     /// The size as stored, where this call stored it.
     pub stored_size: Option<u64>,
-    /// The commits in it, where they were read: number, first and last time (µs since 1970), LSN of the last.
-    pub commits: Option<(u64, Option<i64>, Option<i64>, Option<u64>)>,
+    /// The commits in it, where they were read.
+    pub commits: Option<Commits>,
     /// The repositories that hold it durably.
     pub copies: &'a [RepositoryStamp],
 }
@@ -118,10 +131,7 @@ impl Index {
     }
 
     fn record_one(&self, row: &ArchivedRow<'_>) -> rusqlite::Result<()> {
-        let (commits, first, last, last_lsn) = match row.commits {
-            Some((n, first, last, lsn)) => (Some(n.cast_signed()), first, last, lsn.map(u64::cast_signed)),
-            None => (None, None, None, None),
-        };
+        let commits = row.commits;
         let file = &row.fingerprint;
         let id: i64 = self
             .connection
@@ -147,10 +157,10 @@ impl Index {
                     file.inode.cast_signed(),
                     file.mtime_ns,
                     file.ctime_ns,
-                    commits,
-                    first,
-                    last,
-                    last_lsn,
+                    commits.map(|c| c.count.cast_signed()),
+                    commits.and_then(|c| c.first),
+                    commits.and_then(|c| c.last),
+                    commits.and_then(|c| c.last_lsn).map(u64::cast_signed),
                     now_us()
                 ],
                 |found| found.get(0),
@@ -259,7 +269,7 @@ mod tests {
             crc: u32::MAX,
             fingerprint: file,
             stored_size: Some(3),
-            commits: Some((2, Some(1), Some(9), Some(u64::MAX))),
+            commits: Some(Commits { count: 2, first: Some(1), last: Some(9), last_lsn: Some(u64::MAX) }),
             copies: &[stamp("a"), stamp("b")],
         };
         index.record_archived(std::slice::from_ref(&row)).unwrap();

@@ -59,18 +59,15 @@ pub fn walk<'r>(catalog: &Catalog<'r>, history: &TimelineHistory, start: Lsn) ->
                 break;
             }
             let name = WalSegmentName::from_number(span.timeline, next, size);
-            match held.remove(&name) {
-                Some(copies) => {
-                    path.segments.push((name, copies));
-                    next += 1;
+            if let Some(copies) = held.remove(&name) {
+                path.segments.push((name, copies));
+                next += 1;
+            } else {
+                let later = held.keys().any(|later| *later > name);
+                if later || !is_last {
+                    path.gap = Some(name);
                 }
-                None => {
-                    let later = held.keys().any(|later| *later > name);
-                    if later || !is_last {
-                        path.gap = Some(name);
-                    }
-                    return Ok(path);
-                }
+                return Ok(path);
             }
         }
     }

@@ -34,20 +34,17 @@ pub fn with_copies<T>(
         }
         let error = match source.get(object, copy) {
             Ok(None) => break,
-            Ok(Some(bytes)) if !object.matches(&bytes) => Error::corrupt(format!(
-                "has {} bytes with CRC-32 {:08x}, expected {} with {:08x}",
-                bytes.len(),
-                crc32fast::hash(&bytes),
-                object.size,
-                object.crc32
-            )),
-            Ok(Some(bytes)) => match using(bytes) {
-                Ok(used) => return Ok(used),
-                Err(error) => error,
-            },
+            Ok(Some(bytes)) => {
+                let used = if object.matches(&bytes) { using(bytes) } else { Err(differs(object, &bytes)) };
+                match used {
+                    Ok(used) => return Ok(used),
+                    Err(error) => {
+                        error.context(format!("object \"{}\" in {}", object.name, source.name(copy)))
+                    }
+                }
+            }
             Err(error) => error,
         };
-        let error = error.context(format!("object \"{}\"", object.name));
         // A full disk or a missing identity is not mended by another copy.
         if !matches!(error.kind(), Kind::Corrupt | Kind::Repository | Kind::Absent) {
             return Err(error);
@@ -57,6 +54,16 @@ pub fn with_copies<T>(
     Err(last.unwrap_or_else(|| {
         Error::new(Kind::Repository, format!("object \"{}\": no repository holds it", object.name))
     }))
+}
+
+fn differs(object: &StoredObject, bytes: &[u8]) -> Error {
+    Error::corrupt(format!(
+        "{} bytes with CRC-32 {:08x}, expected {} with {:08x}",
+        bytes.len(),
+        crc32fast::hash(bytes),
+        object.size,
+        object.crc32
+    ))
 }
 
 /// Calls `each` with the numbers below `count`, from so many threads, until one of them fails.
@@ -156,7 +163,9 @@ impl Pieces<'_> {
             crc = crc32c::crc32c_append(crc, chunk);
             match &file {
                 Some(file) => {
-                    file.write_all_at(chunk, extent.offset + done).map_err(at(&path)).context("write file")?
+                    file.write_all_at(chunk, extent.offset + done)
+                        .map_err(at(&path))
+                        .context("write file")?;
                 }
                 None => memory.extend_from_slice(chunk),
             }

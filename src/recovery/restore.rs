@@ -49,6 +49,11 @@ pub trait Source: Sync {
     /// is no copy of that number. Fails with [`crate::kind::Kind::Repository`] if this copy cannot be had. Called
     /// from several threads at once; what is returned is checked by the caller.
     fn get(&self, object: &StoredObject, copy: usize) -> Result<Option<Bytes>>;
+
+    /// Returns what to call that copy in messages ("repository \"primary\"").
+    fn name(&self, copy: usize) -> String {
+        format!("copy {}", copy + 1)
+    }
 }
 
 /// Restores all files of a backup, except those that say how to recover. Fails with

@@ -178,8 +178,7 @@ impl Copy<'_> {
         match name {
             "data_directory" | "config_file" | "external_pid_file" => Fate::Dropped,
             // Up to 14 two servers would share the directory of their statistics.
-            "stats_temp_directory" if path.is_absolute() => Fate::Dropped,
-            "log_directory" if path.is_absolute() => Fate::Dropped,
+            "stats_temp_directory" | "log_directory" if path.is_absolute() => Fate::Dropped,
             "hba_file" | "ident_file" => match path.strip_prefix(self.original) {
                 Ok(inside) => {
                     let new = self.data_dir.join(inside).display().to_string().replace('\'', "''");

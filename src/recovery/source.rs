@@ -36,4 +36,9 @@ impl Source for RepositorySource<'_> {
         })?;
         Ok(Some(Bytes::from(body)))
     }
+    fn name(&self, copy: usize) -> String {
+        self.repositories
+            .get(copy)
+            .map_or_else(String::new, |repository| format!("repository \"{}\"", repository.name()))
+    }
 }

@@ -391,6 +391,7 @@ mod tests {
             checkpoint_lsn: Lsn(start),
             start_time: Timestamp::UNIX_EPOCH,
             stop_time: Timestamp::UNIX_EPOCH,
+            next_xid: Some(7),
             wal_segment_size: WalSegmentSize::DEFAULT,
             data_checksums: true,
             encrypted: false,

@@ -38,7 +38,9 @@ pub fn ask_all<'r, T: Send>(
             satisfied += usize::from(counts(&answer));
             answers[at] = Some(answer);
             if satisfied >= enough {
-                deadlines.iter().for_each(|deadline| deadline.cut_after(GRACE));
+                for deadline in &deadlines {
+                    deadline.cut_after(GRACE);
+                }
             }
         }
     });

@@ -288,8 +288,6 @@ impl Suite<'_> {
         self.storage.delete(&self.key("delete/a"), &self.deadline).unwrap();
         self.storage.delete(&self.key("delete/a"), &self.deadline).unwrap();
         self.storage.delete(&self.key("delete/none/of/this"), &self.deadline).unwrap();
-        self.storage.delete(&self.key("delete"), &self.deadline).unwrap();
-        self.storage.delete(&self.key("delete/b/below"), &self.deadline).unwrap();
         assert!(self.open("delete/a", None).unwrap_err().is_not_found());
         assert_eq!(self.names("delete/", "", 10), ["delete/b"]);
         assert_eq!(self.put("delete/a", b"again"), Put::Created);

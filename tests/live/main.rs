@@ -7,10 +7,12 @@
 #![allow(clippy::doc_markdown, clippy::needless_pass_by_value, clippy::result_large_err)]
 
 mod archive;
+mod backup_engine;
 mod cli;
 mod init;
 mod recover;
 mod reports;
+mod s3;
 mod smoke;
 mod stores;
 mod support;

@@ -25,10 +25,10 @@ live_test!(
         assert_eq!(status["windows"][0]["to_is_commit"], true);
         assert_eq!(status["repositories"][0]["newest_segment"], last.as_str());
         assert_eq!(status["repositories"][1]["behind"], 0);
-        let list = json(&["list"]);
-        assert_eq!(list[0]["label"], "first");
-        assert_eq!(list[0]["note"], "before it all");
-        assert_eq!(list[0]["repositories"], serde_json::json!(["primary", "replica"]));
+        let backups = json(&["list"]);
+        assert_eq!(backups[0]["label"], "first");
+        assert_eq!(backups[0]["note"], "before it all");
+        assert_eq!(backups[0]["repositories"], serde_json::json!(["primary", "replica"]));
         let ranges = json(&["list", "wal"]);
         assert_eq!(ranges.as_array().map(Vec::len), Some(2), "one range in each repository: {ranges}");
 

@@ -10,6 +10,7 @@ use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvi
 use aws_config::provider_config::ProviderConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{
@@ -38,7 +39,10 @@ pub(super) fn runtime() -> Result<&'static Runtime> {
 
 /// Returns a client for the options. Reads the environment and the profile files; credentials are looked up by the
 /// first request. Only where the region is nowhere to be found is the instance's metadata service asked.
-pub(super) async fn connect(options: &S3Options) -> Result<Client> {
+pub(super) async fn connect(options: &S3Options, credentials: Option<&Credentials>) -> Result<Client> {
+    if let Some(endpoint) = &options.endpoint {
+        check_endpoint(endpoint)?;
+    }
     // An own authority vouches for the store; whoever issues credentials is still known to the system's.
     let chain_http = Http::new(None);
     let http =
@@ -58,7 +62,9 @@ pub(super) async fn connect(options: &S3Options) -> Result<Client> {
     if let Some(endpoint) = &options.endpoint {
         loader = loader.endpoint_url(endpoint);
     }
-    if let Some(profile) = &options.profile {
+    if let Some(credentials) = credentials {
+        loader = loader.credentials_provider(credentials.clone());
+    } else if let Some(profile) = &options.profile {
         // A profile that the configuration names comes before credentials that happen to be in the environment.
         let config = ProviderConfig::without_region().with_region(Some(region)).with_http_client(chain_http);
         let credentials =
@@ -81,6 +87,16 @@ pub(super) async fn connect(options: &S3Options) -> Result<Client> {
         .app_name(AppName::new("walden").map_err(|error| Error::Refused(one_line(&error)))?)
         .build();
     Ok(Client::from_conf(config))
+}
+
+/// The SDK would find out too, with an error that looks like one of the network.
+fn check_endpoint(endpoint: &str) -> Result<()> {
+    let uri = endpoint.parse::<http::Uri>().ok();
+    let is_url = |uri: &http::Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
+    if uri.as_ref().is_some_and(is_url) {
+        return Ok(());
+    }
+    Err(Error::Refused(format!("endpoint \"{endpoint}\" is not a URL like https://host:9000")))
 }
 
 /// Returns the region from the options, the environment or the profile; then that of the machine, but for a store

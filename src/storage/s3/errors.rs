@@ -115,7 +115,14 @@ where
     if let Some(error) = find::<CredentialsError>(error) {
         return credentials(what, error);
     }
-    let text = format!("{what}: {}", chain(error));
+    let text = match error {
+        // The SDK's own words for it ("dispatch failure", "io error") say nothing.
+        SdkError::DispatchFailure(failure) => {
+            failure.as_connector_error().and_then(StdError::source).map(chain)
+        }
+        _ => None,
+    };
+    let text = format!("{what}: {}", text.unwrap_or_else(|| chain(error)));
     if find::<TlsSetup>(error).is_some() || matches!(error, SdkError::ConstructionFailure(_)) {
         return Error::Refused(text);
     }
@@ -129,18 +136,22 @@ where
 }
 
 fn credentials(what: &str, error: &CredentialsError) -> Error {
+    let io = find::<io::Error>(error).map(io::Error::kind);
+    let text = format!("{what}: looking up AWS credentials: {}", chain(error));
     match error {
-        CredentialsError::CredentialsNotLoaded(_) => Error::Refused(format!(
-            "{what}: no AWS credentials found in environment, profile, web identity, container or instance role"
-        )),
-        CredentialsError::ProviderTimedOut(_) => {
-            Error::TimedOut(format!("{what}: looking up AWS credentials: {}", chain(error)))
+        // The end of the standard chain, with nothing to say but that.
+        CredentialsError::CredentialsNotLoaded(_) if text.contains("credentials found in chain") => {
+            Error::Refused(format!(
+                "{what}: no AWS credentials found in environment, profile, web identity, container or instance role"
+            ))
         }
-        // A service that issues them did not answer or would not; which of the two only its text says.
-        CredentialsError::ProviderError(_) if find::<io::Error>(error).is_some() => {
-            Error::Unreachable(format!("{what}: looking up AWS credentials: {}", chain(error)))
-        }
-        _ => Error::Refused(format!("{what}: looking up AWS credentials: {}", chain(error))),
+        CredentialsError::ProviderTimedOut(_) => Error::TimedOut(text),
+        // A token's file is missing, or a service that issues credentials did not answer.
+        CredentialsError::ProviderError(_) => match io {
+            Some(io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) | None => Error::Refused(text),
+            Some(_) => Error::Unreachable(text),
+        },
+        _ => Error::Refused(text),
     }
 }
 
@@ -190,4 +201,25 @@ pub(super) fn one_line<T: Display + ?Sized>(text: &T) -> String {
         line.push('…');
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_others_become_one_short_line() {
+        assert_eq!(one_line("  a\r\n\tb\u{1b}[31m  c\n"), "a b [31m c");
+        let long = one_line(&"ä".repeat(1000));
+        assert!(long.len() <= MESSAGE_LIMIT + '…'.len_utf8() && long.ends_with('…'), "{long}");
+    }
+
+    #[test]
+    fn causes_are_found_inside_of_io_errors() {
+        let inner = io::Error::new(io::ErrorKind::TimedOut, TlsSetup("no roots".to_owned()));
+        let outer = io::Error::other(inner);
+        assert!(find::<TlsSetup>(&outer).is_some());
+        assert!(find::<CredentialsError>(&outer).is_none());
+        assert_eq!(chain(&outer), "no roots");
+    }
 }

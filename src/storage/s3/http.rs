@@ -45,7 +45,7 @@ const UNWATCHED_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many bytes the kernel takes beyond those under way. What it has taken counts as moved.
 const UNSENT_BYTES: u32 = 128 << 10;
 
-/// How long an unused connection is kept. Servers close theirs after 20 s or more (AWS); the pool must be first.
+/// How long an unused connection is kept: less than servers do, so that a request does not meet a closing one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The client. Clones share their connections.
@@ -67,7 +67,7 @@ impl std::fmt::Debug for Inner {
 /// TLS cannot be set up: there are no usable root certificates.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct TlsSetup(String);
+pub(super) struct TlsSetup(pub(super) String);
 
 impl Http {
     /// Returns a client that trusts the system's root certificates, or only those in `ca_file`. Does no I/O.

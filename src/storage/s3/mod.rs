@@ -12,6 +12,7 @@ mod reader;
 mod watch;
 
 use super::{Deadline, Error, Object, Put, Result, Storage};
+use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
@@ -88,6 +89,8 @@ pub struct S3Storage {
     /// Empty, or ends in a slash.
     prefix: String,
     options: S3Options,
+    /// Fixed credentials, instead of the chain's.
+    credentials: Option<Credentials>,
     client: OnceCell<Client>,
     /// What this store turned out not to know. See [`put`].
     no_conditions: AtomicBool,
@@ -106,8 +109,16 @@ impl S3Storage {
             no_conditions: AtomicBool::new(!options.conditional_writes),
             no_checksums: AtomicBool::new(!options.checksums),
             options,
+            credentials: None,
             client: OnceCell::new(),
         }
+    }
+
+    /// Returns the store with fixed credentials, for tests: they cannot change the environment that all share.
+    #[doc(hidden)]
+    pub fn with_credentials(options: S3Options, access_key: &str, secret_key: &str) -> Self {
+        let credentials = Credentials::new(access_key, secret_key, None, None, "test");
+        Self { credentials: Some(credentials), ..Self::new(options) }
     }
 
     fn full(&self, key: &str) -> Result<String> {
@@ -131,7 +142,10 @@ impl S3Storage {
         let watch = Arc::new(Watch::default());
         let mark = Mark(Arc::clone(&watch));
         let answer = async {
-            let client = self.client.get_or_try_init(|| client::connect(&self.options)).await?;
+            let client = self
+                .client
+                .get_or_try_init(|| client::connect(&self.options, self.credentials.as_ref()))
+                .await?;
             // The SDK's futures are large.
             let answer: std::pin::Pin<Box<dyn Future<Output = _>>> = Box::pin(request(client.clone(), mark));
             answer.await.map_err(|error| failure(what, &error))
@@ -152,8 +166,8 @@ impl S3Storage {
             })
         };
         let answer = match head(true) {
-            // Of an object under KMS the checksum is shown to those only who may decrypt.
-            Err(failure) if failure.status == Some(403) && self.options.kms_key_id.is_some() => head(false),
+            // Of an object under KMS the checksum is shown only to those who may decrypt.
+            Err(failure) if failure.status == Some(403) => head(false),
             answer => answer,
         };
         match answer {
@@ -386,4 +400,55 @@ fn next_token(what: &str, page: &ListObjectsV2Output) -> Result<Option<String>> 
     token.map(|token| Some(token.to_owned())).ok_or_else(|| {
         Error::Refused(format!("{what}: the store cuts the listing and does not say where it goes on"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_and_keys_have_no_doubled_slashes() {
+        let storage = |prefix: &str| {
+            S3Storage::new(S3Options {
+                bucket: "acme".to_owned(),
+                prefix: prefix.to_owned(),
+                ..S3Options::default()
+            })
+        };
+        for (prefix, url, key) in [
+            ("", "s3://acme", "main/1"),
+            ("prod", "s3://acme/prod", "prod/main/1"),
+            ("/prod/wal/", "s3://acme/prod/wal", "prod/wal/main/1"),
+        ] {
+            assert_eq!(storage(prefix).url(), url);
+            assert_eq!(storage(prefix).full("main/1").unwrap(), key);
+        }
+        for key in ["", "/", "a//b", "a/", "/a", "a/../b", "."] {
+            assert!(storage("prod").full(key).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn headers_are_read_strictly() {
+        assert_eq!(content_range("bytes 5-9/100"), Some((5, 9, 100)));
+        for header in ["bytes */100", "bytes 5-9/*", "5-9/100", "bytes 5/100", ""] {
+            assert_eq!(content_range(header), None, "{header}");
+        }
+        assert_eq!(crc32("y/Q5Jg=="), Some(0xcbf4_3926));
+        for header in ["y/Q5Jg==-3", "y/Q5", "", "not base64"] {
+            assert_eq!(crc32(header), None, "{header}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_server_fails_without_one() {
+        let deadline = Deadline::stall(std::time::Duration::from_secs(5));
+        let options = S3Options {
+            bucket: "acme".to_owned(),
+            endpoint: Some("localhost:9000".to_owned()),
+            ..S3Options::default()
+        };
+        let error = S3Storage::with_credentials(options, "access", "secret").probe(&deadline).unwrap_err();
+        assert!(matches!(&error, Error::Refused(text) if text.contains("localhost:9000")), "{error}");
+    }
 }

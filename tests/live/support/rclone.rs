@@ -44,7 +44,7 @@ impl Rclone {
             command.args(["--auth-key", &format!("{access_key},{secret_key}")]);
             command.arg("--cert").arg(&tls.certificate).arg("--key").arg(&tls.key);
             // Otherwise objects written by others, such as a test, would be seen minutes later.
-            command.args(["--dir-cache-time", "0", "--poll-interval", "0"]).arg(dir.join("buckets"));
+            command.args(["--dir-cache-time", "100ms", "--poll-interval", "0"]).arg(dir.join("buckets"));
             command.env("RCLONE_CACHE_DIR", dir.path());
             let mut server = Background::spawn(command);
             let mut ended = false;

@@ -18,6 +18,7 @@ pub struct Site {
 }
 
 /// What a site is made of; by default two directories, encrypted, started and archiving.
+#[derive(Default)]
 pub struct SiteOptions {
     pub cluster: ClusterOptions,
     /// Repositories as `walden init` takes them; empty for the directories "primary" and "replica".
@@ -26,17 +27,6 @@ pub struct SiteOptions {
     pub init: Vec<String>,
     /// The environment of the server and of Walden.
     pub env: Vec<(String, String)>,
-}
-
-impl Default for SiteOptions {
-    fn default() -> Self {
-        Self {
-            cluster: ClusterOptions::default(),
-            repositories: Vec::new(),
-            init: Vec::new(),
-            env: Vec::new(),
-        }
-    }
 }
 
 impl Site {
@@ -108,7 +98,7 @@ impl Site {
 
     /// Fetches a file as the server would and returns what came of it, with the path that it was to be written to.
     pub fn get(&self, name: &str, more: &[&str]) -> (Finished, PathBuf) {
-        let dir = self.work.create_dir(&format!("get-{}", fastrand::u32(..)));
+        let dir = self.work.create_dir(format!("get-{}", fastrand::u32(..)));
         let path = dir.join("RECOVERYXLOG");
         let target = path.display().to_string();
         let finished = self.walden.clone().dir(&dir).run(&[&["archive-get", name, &target], more].concat());

@@ -1,0 +1,419 @@
+//! `walden demo`: the whole story on a throwaway cluster.
+//!
+//! Lives here: what is told and done, step by step. `stage` owns the directory, the servers and everything that must
+//! be gone at the end; `story` prints. Every command line that is shown is what the shell is given, so that what a
+//! newcomer reads is what he can type.
+
+mod stage;
+mod story;
+
+use super::Global;
+use crate::error::exit_code;
+use crate::kind::{Context, Error, Kind, Result};
+use crate::recovery::start;
+use crate::server::Server;
+use jiff::Timestamp;
+use stage::{Ended, Stage};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use story::Story;
+
+/// The versions that are looked for, in this order.
+const MAJORS: [u32; 5] = [18, 17, 16, 15, 14];
+/// The port of the original server. The socket's directory is the demo's own, so that it is always free.
+const PORT: u16 = 5432;
+/// How long a segment may take to be archived.
+const ARCHIVE_LIMIT: Duration = Duration::from_mins(1);
+/// Rows of one INSERT.
+const BATCH: u32 = 100;
+/// Inserts before and after the backup.
+const BATCHES: [u32; 2] = [50, 20];
+
+/// Show it all on a throwaway cluster: archive, back up, lose a table, get it back
+///
+/// Makes a PostgreSQL cluster and two repositories in a temporary directory, runs Walden's commands on them and shows
+/// each with its output. At the end the servers are stopped and the directory is removed. Nothing else on the machine
+/// is touched. As root, everything runs as the user postgres, or nobody.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  walden demo\n  walden demo --keep --bin-dir /usr/lib/postgresql/17/bin\n\n\
+    It needs the programs of a PostgreSQL server, 14 to 18, and about ten seconds."
+)]
+pub struct Args {
+    /// Leave the directory, with the servers stopped, and say how to look at it
+    #[arg(long)]
+    keep: bool,
+    /// Where initdb, pg_ctl and postgres are [default: the newest version that is found]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &Args) -> Result<()> {
+    if global.config.is_some() {
+        return Err(Error::usage("--config does not go with demo: it writes a configuration of its own"));
+    }
+    let began = Instant::now();
+    let bin_dir = find_programs(args.bin_dir.as_deref())?;
+    let stage = Stage::new(&bin_dir, args.keep)?;
+    let mut demo = Demo { story: Story::new(), stage };
+    let result = demo.play(began);
+    // Not left to the destructor: what cannot be stopped or removed is a failure too.
+    let cleared = demo.stage.clear();
+    let after = result.and_then(|summary| cleared.map(|()| summary));
+    match after {
+        Ok(summary) => {
+            if args.keep {
+                demo.how_to_look()?;
+            }
+            demo.story.summary(&summary)
+        }
+        Err(error) if args.keep => {
+            Err(error.with_hint(format!("the directory {} is kept", demo.stage.dir().display())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns where the server's programs are.
+fn find_programs(given: Option<&Path>) -> Result<PathBuf> {
+    let given = given.map(crate::durable::absolute).transpose().context("--bin-dir")?;
+    let Some(bin_dir) = MAJORS.iter().find_map(|major| start::find_bin_dir(given.as_deref(), *major).ok())
+    else {
+        return Err(match given {
+            Some(dir) => Error::new(
+                Kind::Server,
+                format!("no PostgreSQL server, version 14 to 18, is in \"{}\"", dir.display()),
+            )
+            .with_hint("--bin-dir is the directory of initdb, pg_ctl and postgres"),
+            None => Error::new(Kind::Server, "no PostgreSQL server, version 14 to 18, is installed here")
+                .with_hint("`make demo` installs one; or say with --bin-dir where its programs are"),
+        });
+    };
+    if !bin_dir.join("initdb").exists() {
+        return Err(Error::new(Kind::Server, format!("\"{}\" has no initdb", bin_dir.display()))
+            .with_hint("install the distribution's whole server package"));
+    }
+    Ok(bin_dir)
+}
+
+/// The rows of the table, as one looks at them before and after.
+#[derive(Debug, PartialEq, Eq)]
+struct Rows {
+    count: String,
+    checksum: String,
+    last: String,
+}
+
+struct Demo {
+    story: Story,
+    stage: Stage,
+}
+
+impl Demo {
+    /// Tells the story; returns its summary.
+    fn play(&mut self, began: Instant) -> Result<String> {
+        self.introduce()?;
+        self.start_cluster()?;
+        self.set_up()?;
+        let mut server = self.connect(PORT)?;
+        self.first_orders(&mut server)?;
+        self.back_up()?;
+        let (before, until) = self.more_orders(&mut server)?;
+        let dropped = self.drop_table(&mut server, until)?;
+        server.close();
+        self.show_status()?;
+        let port = self.recover(until)?;
+        self.compare(port, &before)?;
+        self.story.step(if self.stage.keeps() { "Stop both servers" } else { "Clean up" })?;
+        self.story.say(if self.stage.keeps() {
+            "The directory stays (--keep)."
+        } else {
+            "Both servers are stopped and the directory is removed."
+        })?;
+        Ok(format!(
+            "Dropped at {}: {} rows of the table orders. Brought back: all {}, by --until '{}'. Total time: {:.1} s.",
+            shown(dropped),
+            before.count,
+            before.count,
+            seconds(until),
+            began.elapsed().as_secs_f64()
+        ))
+    }
+
+    fn introduce(&mut self) -> Result<()> {
+        let version = self.stage.server_version()?;
+        let user = self.stage.user().map(|name| format!(", as user {name}")).unwrap_or_default();
+        self.story.heading("Walden demo: archive, back up, lose a table, get it back")?;
+        self.story.say(&format!("PostgreSQL {version} in {}{user}", self.stage.dir().display()))
+    }
+
+    fn start_cluster(&mut self) -> Result<()> {
+        self.story.step("Start a PostgreSQL server")?;
+        self.story.say("A throwaway cluster that listens on a Unix socket only.")?;
+        self.story.command(&format!("cd {}", self.stage.dir().display()))?;
+        self.story.command(&self.stage.exports())?;
+        self.quiet("initdb -D data -U postgres -A trust -E UTF8 --locale=C --no-sync")?;
+        self.quiet("echo \"listen_addresses = ''\" >> data/postgresql.conf")?;
+        self.quiet("echo \"unix_socket_directories = '$PWD'\" >> data/postgresql.conf")?;
+        self.quiet("pg_ctl -D data -l server.log -s start")
+    }
+
+    fn set_up(&mut self) -> Result<()> {
+        self.story.step("Set up Walden")?;
+        self.story.say("Two repositories, either of which may be lost. What they hold is encrypted.")?;
+        self.loud(&format!(
+            "walden init --data-dir data --state-dir state --apply \\\n\
+             --repository primary=file://$PWD/primary --repository replica=file://$PWD/replica \\\n\
+             --connection \"host=$PWD port={PORT} user=postgres\""
+        ))?;
+        self.quiet("pg_ctl -D data -l server.log -s -m fast restart")
+    }
+
+    fn first_orders(&mut self, server: &mut Server) -> Result<()> {
+        self.story.step("Take orders")?;
+        self.story
+            .say("Every finished segment of the write-ahead log goes through `walden archive-push`.")?;
+        self.sql(
+            server,
+            "CREATE TABLE orders (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer text,\n\
+             total numeric(8,2), placed timestamptz DEFAULT clock_timestamp());",
+        )?;
+        self.insert(server, BATCHES[0])?;
+        self.switch_wal(server)
+    }
+
+    fn back_up(&mut self) -> Result<()> {
+        self.story.step("Take a base backup")?;
+        self.story.say("Recovery begins with a backup and replays the archived log from there on.")?;
+        self.loud("walden base-backup --fast")
+    }
+
+    /// Returns the rows, and a moment at which they were all there.
+    fn more_orders(&mut self, server: &mut Server) -> Result<(Rows, Timestamp)> {
+        self.story.step("Take more orders")?;
+        self.story.say("They are younger than the backup: only the archived log will have them.")?;
+        self.insert(server, BATCHES[1])?;
+        let rows = self.rows(server)?;
+        // A whole second, as a person would type it.
+        let until = server
+            .clock()?
+            .round(jiff::TimestampRound::new().smallest(jiff::Unit::Second).mode(jiff::RoundMode::Ceil))
+            .context("round a time")?;
+        while server.clock()? <= until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok((rows, until))
+    }
+
+    /// Returns when the table was gone.
+    fn drop_table(&mut self, server: &mut Server, until: Timestamp) -> Result<Timestamp> {
+        self.story.step("Lose the table")?;
+        self.story.say(&format!("The accident. At {} all was still well.", seconds(until)))?;
+        self.sql(server, "DROP TABLE orders;")?;
+        let dropped = server.clock()?;
+        self.story.prompt("SELECT count(*) FROM orders;")?;
+        match server.execute("SELECT count(*) FROM orders;") {
+            Ok(()) => return Err(Error::other("the table is still there after DROP TABLE")),
+            Err(error) => self.story.output(&format!("ERROR:  {}", error.message()))?,
+        }
+        self.switch_wal(server)?;
+        Ok(dropped)
+    }
+
+    fn show_status(&mut self) -> Result<()> {
+        self.story.step("See what can be recovered")?;
+        self.story.say("Every moment since the backup, up to what is archived.")?;
+        self.loud("walden status")
+    }
+
+    /// Recovers and returns the port of the restored server.
+    fn recover(&mut self, until: Timestamp) -> Result<u16> {
+        self.story.step("Recover to just before the accident")?;
+        self.story.say("Into a new directory. The damaged server goes on running beside it.")?;
+        self.loud(&format!("walden recover --until '{}' --data-dir restored --start", seconds(until)))?;
+        // The fourth line (miscinit.h, LOCK_FILE_LINE_PORT).
+        let path = self.stage.dir().join("restored/postmaster.pid");
+        let text = std::fs::read_to_string(&path)
+            .map_err(crate::durable::at(&path))
+            .kind(Kind::Server, "find the restored server")?;
+        text.lines()
+            .nth(3)
+            .and_then(|line| line.trim().parse().ok())
+            .ok_or_else(|| Error::new(Kind::Server, format!("\"{}\" has no port", path.display())))
+    }
+
+    fn compare(&mut self, port: u16, before: &Rows) -> Result<()> {
+        self.story.step("Look at the recovered table")?;
+        let mut server = self.connect(port)?;
+        self.story.command(&format!("psql -h $PWD -p {port} -U postgres"))?;
+        let after = self.rows(&mut server)?;
+        if after != *before {
+            return Err(Error::corrupt(format!(
+                "the recovered table differs: {} rows, the last {}; before the accident {} rows, the last {}",
+                after.count, after.last, before.count, before.last
+            )));
+        }
+        self.story.say("The same count, the same checksum, the same last order.")
+    }
+
+    /// Says what is in the directory and how to go on there.
+    fn how_to_look(&mut self) -> Result<()> {
+        let dir = self.stage.dir().display().to_string();
+        let mut lines = vec![];
+        if let Some(user) = self.stage.user() {
+            lines.push(format!("runuser -u {user} -- sh"));
+        }
+        lines.push(format!("cd {dir}"));
+        lines.push(self.stage.exports());
+        lines.push("walden status".to_owned());
+        lines.push("pg_ctl -D data -l server.log start      # the server that lost the table".to_owned());
+        lines.push("pg_ctl -D restored -l restored.log start    # the one that has it".to_owned());
+        lines.push("pg_ctl -D data stop; pg_ctl -D restored stop".to_owned());
+        lines.push(format!("rm -r {dir}"));
+        self.story.say(&format!("Kept in {dir}. To look around, and to remove it:"))?;
+        for line in lines {
+            self.story.command(&line)?;
+        }
+        Ok(())
+    }
+
+    fn connect(&self, port: u16) -> Result<Server> {
+        let dir = self.stage.dir().display();
+        let mut server = Server::connect(&format!("host={dir} port={port} user=postgres dbname=postgres"))?;
+        server.execute("SET search_path = public; SET datestyle = 'ISO'")?;
+        Ok(server)
+    }
+
+    /// Runs SQL and shows it.
+    fn sql(&mut self, server: &mut Server, sql: &str) -> Result<()> {
+        self.story.prompt(sql)?;
+        server.execute(sql)
+    }
+
+    fn insert(&mut self, server: &mut Server, times: u32) -> Result<()> {
+        let sql = format!(
+            "INSERT INTO orders (customer, total) SELECT 'customer ' || n, 9.90 + n FROM generate_series(1, {BATCH}) n;"
+        );
+        self.story.prompt(&sql)?;
+        for _ in 0..times {
+            server.execute(&sql)?;
+        }
+        self.story.say(&format!("{times} transactions like this one, {} rows.", times * BATCH))
+    }
+
+    /// Ends the segment and waits until it is archived.
+    fn switch_wal(&mut self, server: &mut Server) -> Result<()> {
+        let sql = "SELECT pg_walfile_name(pg_switch_wal());";
+        self.story.prompt(sql)?;
+        let segment = server.query_one_text(sql)?;
+        let began = Instant::now();
+        let archived = format!(
+            "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name = '{}.done'",
+            segment.replace('\'', "''")
+        );
+        while server.query_one_text(&archived)? == "0" {
+            if began.elapsed() > ARCHIVE_LIMIT {
+                return Err(Error::new(
+                    Kind::Server,
+                    format!("segment {segment} was not archived within {} s", ARCHIVE_LIMIT.as_secs()),
+                )
+                .with_hint(self.stage.last_error_of("server.log").unwrap_or_default()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.story.output(&segment)?;
+        self.story.say(&format!("Archived {:.1} s later.", began.elapsed().as_secs_f64()))
+    }
+
+    /// Shows what is in the table.
+    fn rows(&mut self, server: &mut Server) -> Result<Rows> {
+        let mut ask = |sql: &str| -> Result<Vec<String>> {
+            self.story.prompt(sql)?;
+            let row = server.rows(sql)?.into_iter().next().unwrap_or_default();
+            let row: Vec<String> = row.into_iter().map(Option::unwrap_or_default).collect();
+            self.story.output(&row.join(" | "))?;
+            Ok(row)
+        };
+        let mut sums =
+            ask("SELECT count(*), md5(string_agg(o::text, '' ORDER BY id)) FROM orders o;")?.into_iter();
+        let last = ask("SELECT * FROM orders ORDER BY id DESC LIMIT 1;")?.join(" | ");
+        Ok(Rows { count: sums.next().unwrap_or_default(), checksum: sums.next().unwrap_or_default(), last })
+    }
+
+    /// Runs a command line of Walden's and shows it with its output.
+    fn loud(&mut self, line: &str) -> Result<()> {
+        self.story.command(line)?;
+        let story = &mut self.story;
+        let ended = self.stage.run(line, &mut |text| story.output(text))?;
+        self.check(line, &ended)
+    }
+
+    /// Runs a command line and shows its output only in an error.
+    fn quiet(&mut self, line: &str) -> Result<()> {
+        self.story.command(line)?;
+        let ended = self.stage.run(line, &mut |_| Ok(()))?;
+        self.check(line, &ended)
+    }
+
+    fn check(&self, line: &str, ended: &Ended) -> Result<()> {
+        if ended.code == 0 {
+            return Ok(());
+        }
+        let what: Vec<&str> = line.split_whitespace().take(2).collect();
+        let (program, what) = match what.as_slice() {
+            ["walden", command] => ("walden", format!("walden {command}")),
+            [program, ..] => (*program, (*program).to_owned()),
+            [] => ("", String::new()),
+        };
+        let mut message = format!("{what} failed with exit code {}", ended.code);
+        if let Some(said) = ended.said() {
+            let _ = write!(message, ": {said}");
+        }
+        let kind = if program == "walden" { kind_of(ended.code) } else { Kind::Server };
+        let error = Error::new(kind, message);
+        Err(match (program, self.stage.last_error_of("server.log")) {
+            ("pg_ctl", Some(log)) => error.with_hint(format!("its log ends with {log}")),
+            _ => error,
+        })
+    }
+}
+
+/// Returns the kind of failure that an exit code of Walden's stands for.
+fn kind_of(code: i32) -> Kind {
+    [Kind::Config, Kind::Repository, Kind::Conflict, Kind::Corrupt, Kind::Server, Kind::Target]
+        .into_iter()
+        .find(|kind| i32::from(exit_code(*kind)) == code)
+        .unwrap_or(Kind::Other)
+}
+
+fn seconds(time: Timestamp) -> String {
+    super::output::time(time)
+}
+
+fn shown(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S%.3f+00").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_fails_gives_its_exit_code_to_the_demo() {
+        for code in 3..=8 {
+            assert_eq!(i32::from(exit_code(kind_of(code))), code);
+        }
+        assert_eq!(kind_of(1), Kind::Other);
+        assert_eq!(kind_of(143), Kind::Other);
+    }
+
+    #[test]
+    fn a_directory_without_a_server_is_refused_politely() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = find_programs(Some(dir.path())).unwrap_err();
+        assert_eq!(error.kind(), Kind::Server);
+        assert!(error.hint().is_some_and(|hint| hint.contains("--bin-dir")), "{error}");
+    }
+}
