@@ -347,7 +347,9 @@ fn parse_archive(file: &ArchiveFile) -> Result<Archive> {
     }
     let prefetch = file.prefetch.unwrap_or(8);
     if prefetch > 16 {
-        return Err(Error::config(format!("archive.prefetch = {prefetch}: it is at most 16, and 0 turns it off")));
+        return Err(Error::config(format!(
+            "archive.prefetch = {prefetch}: it is at most 16, and 0 turns it off"
+        )));
     }
     let deadline = parse_duration("archive.deadline", file.deadline.as_deref().unwrap_or("2m"))?;
     Ok(Archive { acknowledge, parallel, deadline, look_ahead, prefetch })

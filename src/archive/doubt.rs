@@ -79,7 +79,11 @@ impl DoubtNotes {
     /// Notes that `segment` was refused in doubt.
     pub fn write(&self, segment: WalSegmentName) -> io::Result<()> {
         if !self.dir.is_dir() {
-            DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(durable::at(&self.dir))?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.dir)
+                .map_err(durable::at(&self.dir))?;
         }
         durable::replace(&self.path(segment, &self.run), self.run.text().as_bytes(), 0o600)
     }
@@ -98,7 +102,9 @@ impl DoubtNotes {
             let name = file.file_name();
             let Some((about, _)) = name.to_str().and_then(|name| name.split_once('-')) else { continue };
             let Ok(about) = about.parse::<WalSegmentName>() else { continue };
-            if (about.log, about.segment) != (segment.log, segment.segment) || about.timeline <= segment.timeline {
+            if (about.log, about.segment) != (segment.log, segment.segment)
+                || about.timeline <= segment.timeline
+            {
                 continue;
             }
             let text = match std::fs::read_to_string(file.path()) {
@@ -121,7 +127,9 @@ impl DoubtNotes {
     /// Returns none for a note of a run that is certainly another one, else whether it is certainly this one.
     fn concerns(&self, run: &ServerRun) -> Option<bool> {
         match (&run.process, &self.run.process) {
-            (Some(theirs), Some(ours)) => (theirs == ours && run.data_dir == self.run.data_dir).then_some(true),
+            (Some(theirs), Some(ours)) => {
+                (theirs == ours && run.data_dir == self.run.data_dir).then_some(true)
+            }
             _ => Some(false),
         }
     }
@@ -185,7 +193,11 @@ mod tests {
         of(run("/a", Some("7 100"))).write(doubted).unwrap();
         assert_eq!(of(run("/b", Some("8 100"))).above(lower).unwrap(), [], "another server");
         of(run("/b", Some("8 100"))).settle(doubted);
-        assert_eq!(of(run("/a", Some("7 100"))).above(lower).unwrap().len(), 1, "is not settled by another one");
+        assert_eq!(
+            of(run("/a", Some("7 100"))).above(lower).unwrap().len(),
+            1,
+            "is not settled by another one"
+        );
         let by_hand = of(run("/c", None)).above(lower).unwrap();
         assert_eq!(by_hand, [Note { segment: doubted, same_run: false }]);
         assert_eq!(of(run("/a", Some("9 200"))).above(lower).unwrap(), [], "the server was started anew");

@@ -6,8 +6,9 @@
 //! would replay a branch that the timeline had left.
 
 use crate::kind::{Error, Kind};
-use crate::postgres::wal::{SegmentSummary, summarize};
+use crate::postgres::wal::{Nobody, SegmentSummary, Summarizer};
 use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize};
+use std::io::{self, Write};
 
 /// Where a timeline begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +36,10 @@ impl Fork {
         WalSegmentName { timeline: self.parent, ..segment }
     }
 
-    /// Returns the doubt about the absence of `segment`, if the content of the parent's goes on beyond the switch, or
-    /// if that cannot be told.
-    pub fn judge(self, segment: WalSegmentName, parents_content: &[u8]) -> Option<Error> {
-        let (summary, _) = summarize(parents_content, None);
+    /// Returns the doubt about the absence of `segment`, if the parent's goes on beyond the switch, or if that cannot be
+    /// told.
+    pub fn judge(self, segment: WalSegmentName, parents: ParentsWal) -> Option<Error> {
+        let (summary, _, Nobody) = parents.0.finish();
         let parents = self.parents(segment);
         let what = if summary.major_version.is_none() {
             format!("whether \"{parents}\" goes on beyond it cannot be told: its WAL version is not known")
@@ -62,6 +63,26 @@ impl Fork {
                 self.parent.0, self.parent.0
             )),
         )
+    }
+}
+
+/// Takes the bytes of the parent's segment.
+pub struct ParentsWal(Summarizer);
+
+impl Default for ParentsWal {
+    fn default() -> Self {
+        Self(Summarizer::new(crate::postgres::wal::ReaderOptions::default(), None))
+    }
+}
+
+impl Write for ParentsWal {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -112,13 +133,18 @@ mod tests {
         };
         assert!(!reaches_beyond(&summary(0x0500_0100, false, true), Lsn(0x0500_0100)));
         assert!(reaches_beyond(&summary(0x0500_0128, false, true), Lsn(0x0500_0100)));
-        assert!(reaches_beyond(&summary(0x0500_0100, false, false), Lsn(0x0500_0100)), "a record without its end");
+        assert!(
+            reaches_beyond(&summary(0x0500_0100, false, false), Lsn(0x0500_0100)),
+            "a record without its end"
+        );
     }
 
     #[test]
     fn what_is_no_wal_leaves_doubt() {
         let fork = Fork { parent: TimelineId(1), switch: Lsn(0x0500_0100) };
-        let error = fork.judge("000000020000000000000005".parse().unwrap(), &[0; 8192]).unwrap();
+        let mut parents = ParentsWal::default();
+        parents.write_all(&[0; 8192]).unwrap();
+        let error = fork.judge("000000020000000000000005".parse().unwrap(), parents).unwrap();
         assert_eq!(error.kind(), Kind::Doubt);
         assert!(error.to_string().contains("000000010000000000000005"), "{error}");
     }

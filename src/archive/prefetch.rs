@@ -9,7 +9,9 @@ use super::spool::{Spool, goes_forward};
 use crate::codec::Opener;
 use crate::kind::{Context, Error, Result};
 use crate::postgres::{SystemIdentifier, WalSegmentName, WalSegmentSize};
-use crate::repository::{ClusterKeys, ClusterState, Repository, WalListing, WalObject, ask_all, list_wal_from};
+use crate::repository::{
+    ClusterKeys, ClusterState, Repository, WalListing, WalObject, ask_all, list_wal_from,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -200,8 +202,8 @@ impl<'a> Prefetcher<'a> {
     fn list(&self, segment: WalSegmentName) -> Result<BTreeMap<WalSegmentName, Vec<Held<'a>>>> {
         let ask = |repository: &'a Repository, deadline: &crate::storage::Deadline| {
             let failed = |error| repository.error("look into", &error);
-            let state =
-                ClusterState::ask(repository, &self.options.cluster, self.options.sysid, deadline).map_err(failed)?;
+            let state = ClusterState::ask(repository, &self.options.cluster, self.options.sysid, deadline)
+                .map_err(failed)?;
             let ClusterState::Known(cluster) = state else {
                 return Err(Error::other(format!("repository \"{}\" does not know it", repository.name())));
             };
@@ -219,7 +221,9 @@ impl<'a> Prefetcher<'a> {
             match answer {
                 Ok((repository, id, listing)) => {
                     answered = true;
-                    if let Some(last) = listing.objects.last().and_then(WalObject::segment).filter(|_| listing.cut) {
+                    if let Some(last) =
+                        listing.objects.last().and_then(WalObject::segment).filter(|_| listing.cut)
+                    {
                         seen_up_to = Some(seen_up_to.map_or(last, |seen| seen.min(last)));
                     }
                     for object in listing.objects {

@@ -97,9 +97,8 @@ impl Spool {
         self.entries().into_iter().map(|entry| entry.segment).collect()
     }
 
-    /// Returns the segments that are in the way of nothing: takes `segment` out, if it is there, good and from one of
-    /// the repositories with the URLs `asked`, waiting a little for one that is just being fetched. What is there and
-    /// not good is removed.
+    /// Takes `segment` out and returns its file, if it is there, good, and from one of the repositories with the URLs
+    /// `asked`; waits a little for one that is just being fetched. What is there and not good is removed.
     pub fn take(
         &self,
         segment: WalSegmentName,
@@ -191,9 +190,10 @@ impl Spool {
         for file in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let name = file.file_name();
             let left_behind = || file.metadata().is_ok_and(|meta| age(&meta).is_none());
-            if name.to_str().is_some_and(|name| {
-                name.starts_with(FETCHING) || (name.starts_with('.') && left_behind())
-            }) {
+            if name
+                .to_str()
+                .is_some_and(|name| name.starts_with(FETCHING) || (name.starts_with('.') && left_behind()))
+            {
                 let _ = std::fs::remove_file(file.path());
             }
         }
@@ -290,8 +290,7 @@ pub fn hand_over(taken: TempFile, path: &Path) -> Result<()> {
 
 /// Writes and verifies a file beside `path` by `fetch`, then renames it onto `path`.
 pub fn place(path: &Path, fetch: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let failed =
-        |error: io::Error| Error::other(format!("write \"{}\": {error}", path.display()));
+    let failed = |error: io::Error| Error::other(format!("write \"{}\": {error}", path.display()));
     let (mut file, temp) = durable::temp_beside(path, 0o600).map_err(failed)?;
     fetch(&mut file)?;
     file.flush().and_then(|()| file.sync_data()).map_err(failed)?;
@@ -299,4 +298,122 @@ pub fn place(path: &Path, fetch: impl FnOnce(&mut File) -> Result<()>) -> Result
     std::fs::rename(temp.path(), path).map_err(failed)?;
     temp.forget();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef";
+    const URL: &str = "file:///r";
+    const SYSID: SystemIdentifier = SystemIdentifier(7_710_439_461_982_692_055);
+
+    /// A segment of 1 MiB: the first page of a real one with another size in its header, then zeros.
+    fn content() -> Vec<u8> {
+        let mut content = include_bytes!("../../tests/golden/wal-15-first-page").to_vec();
+        content[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+        content.resize(1 << 20, 0);
+        content
+    }
+
+    fn segment() -> WalSegmentName {
+        "000000010000000000000030".parse().unwrap() // 0/3000000 with segments of 1 MiB
+    }
+
+    fn spool() -> (tempfile::TempDir, Spool) {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), SYSID).unwrap();
+        let size = WalSegmentSize::new(1 << 20).unwrap();
+        spool.note_known(&[KnownRepository { id: ID.into(), size, url: URL.into() }]).unwrap();
+        (dir, spool)
+    }
+
+    fn take(spool: &Spool) -> Option<TempFile> {
+        spool.take(segment(), SYSID, &BTreeSet::from([URL]))
+    }
+
+    fn put(spool: &Spool, crc: u32, id: &str, content: &[u8]) {
+        spool
+            .put(segment(), crc, id, |file| file.write_all(content).map_err(|e| Error::other(e.to_string())))
+            .unwrap();
+    }
+
+    #[test]
+    fn what_was_put_is_taken_once() {
+        let (dir, spool) = spool();
+        put(&spool, crc32fast::hash(&content()), ID, &content());
+        assert_eq!(spool.ready(), BTreeSet::from([segment()]));
+        let target = dir.path().join("RECOVERYXLOG");
+        hand_over(take(&spool).unwrap(), &target).unwrap();
+        assert_eq!(std::fs::read(target).unwrap(), content());
+        assert!(take(&spool).is_none());
+    }
+
+    #[test]
+    fn what_is_not_as_its_name_says_is_dropped() {
+        let good = content();
+        let crc = crc32fast::hash(&good);
+        let mut foreign = good.clone();
+        foreign[24] ^= 1;
+        let mut other_place = good.clone();
+        other_place[10] ^= 1;
+        let short = &good[..good.len() - 1];
+        let cases: [(&str, u32, &str, &[u8]); 6] = [
+            ("a wrong CRC", crc ^ 1, ID, &good),
+            ("another cluster's", crc32fast::hash(&foreign), ID, &foreign),
+            ("another segment's", crc32fast::hash(&other_place), ID, &other_place),
+            ("short", crc32fast::hash(short), ID, short),
+            ("empty", 0, ID, &[]),
+            ("of an unknown repository", crc, "feedfeed", &good),
+        ];
+        for (what, crc, id, content) in cases {
+            let (_dir, spool) = spool();
+            put(&spool, crc, id, content);
+            assert!(take(&spool).is_none(), "{what}");
+            assert!(spool.ready().is_empty(), "{what} is removed");
+        }
+    }
+
+    #[test]
+    fn two_contents_an_old_entry_and_one_of_a_repository_left_out_are_dropped() {
+        let crc = crc32fast::hash(&content());
+        let (_dir, spool) = spool();
+        put(&spool, crc, ID, &content());
+        put(&spool, crc ^ 1, ID, &content());
+        assert!(take(&spool).is_none() && spool.ready().is_empty());
+
+        for shift in [-700_i64, 700] {
+            put(&spool, crc, ID, &content());
+            let path = spool.dir().join(spool.entries()[0].name());
+            let now = SystemTime::now();
+            let by = Duration::from_secs(shift.unsigned_abs());
+            let time = if shift < 0 { now - by } else { now + by };
+            File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+            assert!(take(&spool).is_none() && spool.ready().is_empty(), "{shift}");
+        }
+
+        put(&spool, crc, ID, &content());
+        assert!(spool.take(segment(), SYSID, &BTreeSet::from(["file:///other"])).is_none());
+    }
+
+    #[test]
+    fn demand_goes_forward_or_begins_anew() {
+        let (_dir, spool) = spool();
+        let next = |name: &str| spool.note_wanted(name.parse().unwrap()).unwrap();
+        assert!(next("000000010000000000000005"));
+        assert!(next("000000010000000000000006"));
+        assert!(!next("000000010000000000000004"), "as pg_rewind asks");
+        assert!(next("000000020000000000000003"), "another timeline");
+        assert_eq!(spool.wanted(), Some("000000020000000000000003".parse().unwrap()));
+    }
+
+    #[test]
+    fn one_prefetcher_at_a_time() {
+        let (_dir, spool) = spool();
+        assert!(!spool.is_watched());
+        let lock = spool.lock().unwrap().unwrap();
+        assert!(spool.is_watched() && spool.lock().unwrap().is_none());
+        drop(lock);
+        assert!(!spool.is_watched());
+    }
 }

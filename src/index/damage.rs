@@ -4,7 +4,7 @@ use super::{Index, now_us, sql};
 use crate::kind::Result;
 use rusqlite::params;
 
-/// The table, which schema version 2 adds.
+/// The table, a version of the schema by itself.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE damage (
     url      TEXT NOT NULL,
@@ -73,18 +73,5 @@ mod tests {
         assert_eq!(damages.iter().map(|d| d.what.as_str()).collect::<Vec<_>>(), ["second", "other"]);
         index.forget_damage("file:///a", "x").unwrap();
         assert_eq!(index.damages().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn an_index_of_version_1_is_brought_up_and_keeps_its_rows() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("index");
-        let index = Index::open(&path).unwrap();
-        index.log_start("before", "").unwrap();
-        index.connection.execute_batch("DROP TABLE damage; PRAGMA user_version = 1").unwrap();
-        drop(index);
-        let index = Index::open(&path).unwrap();
-        index.note_damage("file:///a", "x", "what").unwrap();
-        assert_eq!(index.operations(10).unwrap().len(), 1);
     }
 }

@@ -18,7 +18,8 @@ pub use keys::{ClusterKeys, WalObject};
 pub use recovery_text::recovery_text;
 pub use several::{Outcome, ask_all, copy_object, ship};
 pub use wal::{
-    WalListing, copy_wal_object, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines,
+    WalListing, copy_wal_object, find_contents, list_histories, list_wal_from, list_wal_timeline,
+    read_wal_object, timelines,
 };
 
 use crate::kind::{Error, Kind};
