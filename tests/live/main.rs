@@ -9,7 +9,9 @@
 mod archive;
 mod backup_engine;
 mod cli;
+mod doubt;
 mod init;
+mod prefetch;
 mod recover;
 mod reports;
 mod s3;
