@@ -1,16 +1,21 @@
 //! Archiving WAL and fetching it back: what PostgreSQL runs as `archive_command` and `restore_command`.
 //!
 //! `push` takes one segment and its waiting neighbours to the repositories: `source` reads and checks files in
-//! `pg_wal`, `ready` finds the neighbours, `targets` says which repositories can take part. `get` brings one file
-//! back, and `absence` says whether a file that is not there is proven absent; `fork` and `doubt` keep the server off
-//! abandoned timelines meanwhile. `prefetch` fetches ahead of the server into the `spool`; `content` is how either reads
-//! and verifies. What an outcome means as an exit code is decided in the shell.
+//! `pg_wal`, `ready` finds the neighbours, `targets` says which repositories can take part, `batch` does the work on each
+//! file, which `outgoing` seals and ships within the bounds of `memory`; `backlog` spends spare time on what a repository
+//! missed. `get` brings one file, whose `content` is verified on its way, and `absence` says whether a file that is not
+//! there is proven absent; `fork` and `doubt` keep the server off abandoned timelines meanwhile. `prefetch` fetches ahead
+//! of the server into the `spool`. What an outcome means as an exit code is decided in the shell.
 
 mod absence;
+mod backlog;
+mod batch;
 mod content;
 mod doubt;
 mod fork;
 mod get;
+mod memory;
+mod outgoing;
 mod prefetch;
 mod push;
 mod ready;

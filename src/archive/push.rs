@@ -4,25 +4,22 @@
 //! repositories hold under its name, stored durably in enough of them, looked for once more (of two hosts that
 //! race, at least one sees the other's), and only then written into the index and acknowledged.
 
-use super::ready;
+use super::batch::{Batch, Done, commits_of};
+use super::memory::Memory;
+use super::outgoing::MEMORY;
 use super::source::{Origin, WalFile};
-use super::targets::{self, Target, Targets};
+use super::targets::{self, Targets};
+use super::{backlog, ready};
 use crate::codec::Sealer;
-use crate::index::{ArchivedRow, Commits, Fingerprint, IndexHandle, RepositoryStamp};
+use crate::index::{ArchivedRow, IndexHandle, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
-use crate::postgres::wal::{SegmentSummary, summarize};
-use crate::postgres::{ArchiveFileName, PgTimestamp, TimelineId};
-use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, find_contents, ship};
-use bytes::Bytes;
+use crate::postgres::{ArchiveFileName, SystemIdentifier};
+use crate::repository::{ClusterKeys, Repository};
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 /// How much one call archives besides its own segment, in bytes.
 const LOOK_AHEAD_BYTES: u64 = 1 << 30;
-/// After this long a call begins no further segment.
-const LOOK_AHEAD_TIME: Duration = Duration::from_secs(10);
 
 /// How to archive.
 #[derive(Debug, Clone)]
@@ -70,26 +67,62 @@ pub fn push(
     files.extend(neighbours(pg_wal, &files[0], options, index));
     let names: Vec<ArchiveFileName> = files.iter().map(|file| file.name).collect();
 
-    let all: Vec<&Repository> = repositories.iter().collect();
     let sysid = files[0].sysid;
-    let targets = targets::open(&all, &options.cluster, sysid, &names, options.acknowledge)?;
-    let batch = Batch {
-        keys: ClusterKeys::new(&options.cluster, sysid),
-        pg_wal,
-        options,
-        sealer,
-        targets: &targets,
-        histories: Mutex::default(),
-    };
+    let keys = ClusterKeys::new(&options.cluster, sysid);
+    let targets = open_targets(repositories, options, sysid, &names, index)?;
+    let memory = Memory::new(MEMORY);
+    let batch =
+        Batch { keys, pg_wal, options, sealer, targets: &targets, memory, histories: Mutex::default() };
     let outcomes = batch.archive_all(&mut files);
     batch.warn_of_failed_repositories(&files, &outcomes);
-    record(index, &files, &outcomes);
+    for (url, error) in outcomes.iter().flatten().flatten().flat_map(|done| &done.failed) {
+        index.run(|index| index.breaker_failed(url, error.message()));
+    }
+    record(index, &files, &outcomes, repositories);
+    if files.len() == 1 && matches!(outcomes[0], Some(Ok(_))) {
+        // Nothing else waits: there is time for what a repository missed while it was down.
+        backlog::send_some(&batch.keys, sysid, &targets, index);
+    }
     let mut outcomes = outcomes.into_iter();
     match outcomes.next().flatten() {
         Some(Ok(done)) => Ok(if done.stored { Pushed::Stored } else { Pushed::HeldAlready }),
         Some(Err(error)) => Err(error),
         None => Err(Error::other("the file was not archived")),
     }
+}
+
+/// Asks the repositories, without those that failed lately unless they are needed, and notes how each did.
+fn open_targets<'r>(
+    repositories: &'r [Repository],
+    options: &PushOptions,
+    sysid: SystemIdentifier,
+    names: &[ArchiveFileName],
+    index: &IndexHandle,
+) -> Result<Targets<'r>> {
+    let breaker = |repository: &Repository| index.run(|index| index.breaker(repository.url())).flatten();
+    let (rested, tried): (Vec<&Repository>, Vec<&Repository>) = repositories
+        .iter()
+        .partition(|repository| breaker(repository).is_some_and(|breaker| breaker.is_open()));
+    let mut targets = Targets::default();
+    if tried.len() >= options.acknowledge {
+        targets = targets::open(&tried, &options.cluster, sysid, names, options.acknowledge);
+    }
+    if targets.ready.len() < options.acknowledge && !rested.is_empty() {
+        let all: Vec<&Repository> = repositories.iter().collect();
+        targets = targets::open(&all, &options.cluster, sysid, names, options.acknowledge);
+    }
+    for (repository, error) in &targets.failed {
+        if error.kind() == Kind::Repository {
+            index.run(|index| index.breaker_failed(repository.url(), error.message()));
+        }
+    }
+    for target in &targets.ready {
+        if breaker(target.repository).is_some() {
+            index.run(|index| index.breaker_succeeded(target.repository.url()));
+        }
+    }
+    targets.check(options.acknowledge)?;
+    Ok(targets)
 }
 
 /// Returns whether the index says that this very file is durable in enough of the repositories that are configured
@@ -158,253 +191,12 @@ fn neighbours(pg_wal: &Path, own: &WalFile, options: &PushOptions, index: &Index
     files
 }
 
-/// A file that is archived.
-#[derive(Debug)]
-struct Done {
-    crc: u32,
-    fingerprint: Fingerprint,
-    stored: bool,
-    stored_size: Option<u64>,
-    copies: Vec<RepositoryStamp>,
-    summary: Option<SegmentSummary>,
-}
-
-/// What all files of one call share.
-struct Batch<'a> {
-    keys: ClusterKeys,
-    pg_wal: &'a Path,
-    options: &'a PushOptions,
-    sealer: &'a Sealer,
-    targets: &'a Targets<'a>,
-    /// Timelines whose history was compared, and the outcome.
-    histories: Mutex<Vec<(TimelineId, Option<Error>)>>,
-}
-
-impl Batch<'_> {
-    /// Archives the files, several at once, the first one first. None: the call had no time for it.
-    fn archive_all(&self, files: &mut [WalFile]) -> Vec<Option<Result<Done>>> {
-        let count = files.len();
-        let began = Instant::now();
-        let next = AtomicUsize::new(0);
-        let files: Vec<Mutex<&mut WalFile>> = files.iter_mut().map(Mutex::new).collect();
-        let results: Vec<Mutex<Option<Result<Done>>>> = (0..count).map(|_| Mutex::new(None)).collect();
-        std::thread::scope(|scope| {
-            for _ in 0..self.options.parallel.min(count) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        if at >= count || (at > 0 && began.elapsed() > LOOK_AHEAD_TIME) {
-                            break;
-                        }
-                        let (Ok(mut file), Ok(mut result)) = (files[at].lock(), results[at].lock()) else {
-                            break;
-                        };
-                        if at > 0 && !ready::still_waits(self.pg_wal, file.name) {
-                            continue;
-                        }
-                        *result = Some(self.archive_one(&mut file));
-                    }
-                });
-            }
-        });
-        results.into_iter().map(|result| result.into_inner().ok().flatten()).collect()
-    }
-
-    fn archive_one(&self, file: &mut WalFile) -> Result<Done> {
-        let name = file.name;
-        self.compare_history(name)?;
-        let content = file.read()?;
-        let crc = crc32fast::hash(&content);
-        let summary = read_records(name, &content);
-        let mut holding = Vec::new();
-        let mut lacking = Vec::new();
-        for target in &self.targets.ready {
-            self.refuse_other_content(target, name, crc, target.contents(name))?;
-            match target.contents(name).iter().find(|held| held.crc == crc) {
-                Some(held) => match self.confirm(target, held) {
-                    Ok(()) => holding.push(target),
-                    Err(error) => tracing::warn!("{error}"),
-                },
-                None => lacking.push(target),
-            }
-        }
-        let mut done = Done {
-            crc,
-            fingerprint: file.fingerprint,
-            stored: false,
-            stored_size: None,
-            copies: holding.iter().map(|target| target.stamp()).collect(),
-            summary,
-        };
-        let mut failed = Vec::new();
-        if !lacking.is_empty() {
-            let object = Bytes::from(self.sealer.seal(&content)?);
-            drop(content);
-            if !file.is_unchanged() {
-                return Err(Error::other("the file changed while it was archived"));
-            }
-            let key = self.keys.wal_object(name, crc, self.sealer.ending());
-            let to: Vec<&Repository> = lacking.iter().map(|target| target.repository).collect();
-            let enough = self.options.acknowledge.saturating_sub(holding.len());
-            let outcome = ship(&to, &key, &object, enough);
-            let stored: Vec<&Target<'_>> = lacking
-                .into_iter()
-                .filter(|target| outcome.stored.iter().any(|(r, _)| r.name() == target.repository.name()))
-                .collect();
-            self.look_again(&stored, name, crc)?;
-            done.stored = true;
-            done.stored_size = Some(object.len() as u64);
-            done.copies.extend(stored.iter().map(|target| target.stamp()));
-            failed = outcome.failed;
-        }
-        if done.copies.len() < self.options.acknowledge {
-            let error = failed.into_iter().map(|(_, error)| error).next();
-            let error = error.unwrap_or_else(|| Error::new(Kind::Repository, "too few repositories hold it"));
-            return Err(match done.copies.len() {
-                0 => error,
-                n => {
-                    error.context(format!("{n} of {} needed repositories hold it", self.options.acknowledge))
-                }
-            });
-        }
-        for (_, error) in failed {
-            tracing::warn!("WAL file \"{name}\" is not in every repository: {error}");
-        }
-        Ok(done)
-    }
-
-    /// Different content under a name that is taken is refused before anything is written. A partial segment of the
-    /// same name may differ between two hosts, and recovery never asks for one: both are kept.
-    fn refuse_other_content(
-        &self,
-        target: &Target<'_>,
-        name: ArchiveFileName,
-        crc: u32,
-        held: &[WalObject],
-    ) -> Result<()> {
-        let Some(other) = held.iter().find(|held| held.crc != crc) else { return Ok(()) };
-        let says = format!(
-            "repository \"{}\" holds other content under this name: CRC-32 {:08x}, this file has {crc:08x}",
-            target.repository.name(),
-            other.crc
-        );
-        if matches!(name, ArchiveFileName::Partial(_)) {
-            tracing::warn!("partial WAL segment \"{name}\": {says}; both are kept");
-            return Ok(());
-        }
-        Err(Error::new(Kind::Conflict, says).with_hint(format!(
-            "two servers archive as cluster \"{}\", or an old copy was started with archiving on; nothing was \
-             overwritten",
-            self.options.cluster
-        )))
-    }
-
-    fn confirm(&self, target: &Target<'_>, held: &WalObject) -> Result<()> {
-        let repository = target.repository;
-        let result = repository.storage().confirm(&held.object.key, &repository.deadline());
-        result.map_err(|error| repository.error("make durable in", &error))
-    }
-
-    /// Of two hosts that store different content at the same moment neither saw the other's before; now at least
-    /// one does.
-    fn look_again(&self, stored: &[&Target<'_>], name: ArchiveFileName, crc: u32) -> Result<()> {
-        let repositories: Vec<&Repository> = stored.iter().map(|target| target.repository).collect();
-        let answers = ask_all(
-            &repositories,
-            repositories.len(),
-            |repository, deadline| find_contents(repository, &self.keys, name, deadline),
-            |_| true,
-        );
-        for (target, answer) in stored.iter().zip(answers) {
-            let held = answer.map_err(|error| target.repository.error("list", &error))?;
-            self.refuse_other_content(target, name, crc, &held)?;
-        }
-        Ok(())
-    }
-
-    /// On timelines above 1 the repository's history must be the one in `pg_wal`: else two servers made a timeline of
-    /// the same number, and their segments would be mixed.
-    fn compare_history(&self, name: ArchiveFileName) -> Result<()> {
-        let timeline = name.timeline();
-        if timeline.0 <= 1 || matches!(name, ArchiveFileName::History(_)) {
-            return Ok(());
-        }
-        let mut compared = self.histories.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let known = compared.iter().find(|(of, _)| *of == timeline).map(|(_, error)| error.clone());
-        let error = known.unwrap_or_else(|| {
-            let error = self.compare_history_of(timeline).err();
-            compared.push((timeline, error.clone()));
-            error
-        });
-        error.map_or(Ok(()), Err)
-    }
-
-    fn compare_history_of(&self, timeline: TimelineId) -> Result<()> {
-        let history = ArchiveFileName::History(timeline);
-        let Ok(local) = std::fs::read(self.pg_wal.join(history.to_string())) else { return Ok(()) };
-        let crc = crc32fast::hash(&local);
-        for target in &self.targets.ready {
-            let repository = target.repository;
-            let held = find_contents(repository, &self.keys, history, &repository.deadline())
-                .map_err(|error| repository.error("list", &error))?;
-            self.refuse_other_content(target, history, crc, &held).map_err(|error| {
-                error.context(format!("timeline {} has another history", timeline.0)).with_hint(
-                    "another server has promoted to the same timeline; promote this one once more to get a number of \
-                     its own, or give it a cluster name of its own",
-                )
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Says once a call what keeps repositories out, and why neighbours failed.
-    fn warn_of_failed_repositories(&self, files: &[WalFile], outcomes: &[Option<Result<Done>>]) {
-        for (_, error) in &self.targets.failed {
-            tracing::warn!("WAL file \"{}\" is not in every repository: {error}", files[0].name);
-        }
-        for (file, outcome) in files.iter().zip(outcomes).skip(1) {
-            if let Some(Err(error)) = outcome
-                && ready::still_waits(self.pg_wal, file.name)
-            {
-                tracing::warn!("WAL file \"{}\" was not archived ahead of its turn: {error}", file.name);
-            }
-        }
-    }
-}
-
-/// Reads a segment's records for the index. What is wrong with them is no reason not to archive it: the server has no
-/// better bytes.
-fn read_records(name: ArchiveFileName, content: &[u8]) -> Option<SegmentSummary> {
-    let ArchiveFileName::Segment(_) = name else { return None };
-    let summary = summarize(content, None).0;
-    if summary.major_version.is_none() {
-        tracing::warn!(
-            "WAL segment \"{name}\" has the unknown page magic {:04X}; archived, but its commits are not known",
-            summary.magic
-        );
-    } else if let Some(bad) = summary.bad_record.as_ref().filter(|bad| !bad.is_end_of_wal) {
-        tracing::warn!(
-            "WAL segment \"{name}\" has a bad record at {}: {}; archived as it is; hint: recovery cannot pass it, take a \
-             base backup now",
-            bad.lsn,
-            bad.reason
-        );
-    }
-    Some(summary)
-}
-
-/// Returns what the index keeps of the commits in a segment.
-fn commits_of(summary: &SegmentSummary) -> Commits {
-    let us = |time: PgTimestamp| jiff::Timestamp::from(time).as_microsecond();
-    Commits {
-        count: summary.commits,
-        first: summary.min_commit_time.map(us),
-        last: summary.max_commit_time.map(us),
-        last_lsn: summary.last_commit.as_ref().map(|last| last.lsn.0),
-    }
-}
-
-fn record(index: &IndexHandle, files: &[WalFile], outcomes: &[Option<Result<Done>>]) {
+fn record(
+    index: &IndexHandle,
+    files: &[WalFile],
+    outcomes: &[Option<Result<Done>>],
+    repositories: &[Repository],
+) {
     let names: Vec<String> = files.iter().map(|file| file.name.to_string()).collect();
     let rows: Vec<ArchivedRow<'_>> = files
         .iter()
@@ -423,6 +215,11 @@ fn record(index: &IndexHandle, files: &[WalFile], outcomes: &[Option<Result<Done
                     .filter(|summary| summary.major_version.is_some())
                     .map(commits_of),
                 copies: &done.copies,
+                lacking: repositories
+                    .iter()
+                    .map(Repository::url)
+                    .filter(|url| !done.copies.iter().any(|copy| copy.url == *url))
+                    .collect(),
             }),
             _ => None,
         })

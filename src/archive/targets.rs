@@ -36,7 +36,7 @@ impl Target<'_> {
 }
 
 /// The repositories that can take part, and why the others cannot.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Targets<'r> {
     /// Those that can.
     pub ready: Vec<Target<'r>>,
@@ -44,16 +44,15 @@ pub struct Targets<'r> {
     pub failed: Vec<(&'r Repository, Error)>,
 }
 
-/// Asks every repository whether it knows the cluster, and what it holds under `names`, at once. Fails with
-/// [`Kind::Corrupt`] when the cluster is there but was never initialised for this system identifier, and with
-/// the first failure when fewer than `enough` repositories can take part.
+/// Asks every repository whether it knows the cluster, and what it holds under `names`, at once. Once `enough` can take
+/// part the others get a little longer.
 pub fn open<'r>(
     repositories: &[&'r Repository],
     cluster: &str,
     sysid: SystemIdentifier,
     names: &[ArchiveFileName],
     enough: usize,
-) -> Result<Targets<'r>> {
+) -> Targets<'r> {
     let keys = ClusterKeys::new(cluster, sysid);
     let ask = |repository: &'r Repository, deadline: &Deadline| {
         (repository, open_one(repository, cluster, sysid, &keys, names, deadline))
@@ -66,18 +65,28 @@ pub fn open<'r>(
             Err(error) => targets.failed.push((repository, error)),
         }
     }
-    if targets.ready.len() >= enough {
-        return Ok(targets);
-    }
-    // What says most: another cluster, then the first that could not be reached.
-    let worst =
-        targets.failed.iter().find(|(_, error)| error.kind() == Kind::Corrupt).or(targets.failed.first());
-    match worst {
-        Some((_, error)) if targets.ready.is_empty() || targets.failed.len() > 1 => Err(error.clone()),
-        Some((_, error)) => Err(error
-            .clone()
-            .context(format!("{} of {enough} needed repositories are ready", targets.ready.len()))),
-        None => Err(Error::config(format!("{enough} repositories must acknowledge and none is configured"))),
+    targets
+}
+
+impl Targets<'_> {
+    /// Fails when fewer than `enough` repositories can take part: with [`Kind::Corrupt`] when the cluster is there but
+    /// was never initialised for this system identifier, else with the first failure.
+    pub fn check(&self, enough: usize) -> Result<()> {
+        if self.ready.len() >= enough {
+            return Ok(());
+        }
+        // What says most: another cluster, then the first that could not be reached.
+        let worst =
+            self.failed.iter().find(|(_, error)| error.kind() == Kind::Corrupt).or(self.failed.first());
+        match worst {
+            Some((_, error)) if self.ready.is_empty() => Err(error.clone()),
+            Some((_, error)) => Err(error
+                .clone()
+                .context(format!("{} of {enough} needed repositories are ready", self.ready.len()))),
+            None => {
+                Err(Error::config(format!("{enough} repositories must acknowledge and none is configured")))
+            }
+        }
     }
 }
 

@@ -11,8 +11,10 @@ mod list;
 mod output;
 mod progress;
 mod recover;
+mod resolve;
 mod setup;
 mod status;
+mod sync;
 
 use crate::error::{CANNOT_ANSWER, exit_code};
 use crate::kind::{Error, Kind};
@@ -56,6 +58,8 @@ enum Command {
     Recover(recover::Args),
     Status(status::Args),
     List(list::Args),
+    Sync(sync::Args),
+    Resolve(resolve::Args),
     Demo(demo::Args),
 }
 
@@ -96,6 +100,8 @@ pub fn main() -> u8 {
         Command::Recover(args) => recover::run(global, args),
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
+        Command::Sync(args) => sync::run(global, args),
+        Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),
     };
     match result {

@@ -15,20 +15,6 @@ pub struct Missing {
 }
 
 impl Index {
-    /// Notes that the repository at `url` lacks a file.
-    pub fn backlog_add(&self, sysid: SystemIdentifier, name: &str, crc: u32, url: &str) -> Result<()> {
-        let statement = "INSERT OR IGNORE INTO backlog (url, sysid, name, crc) VALUES (?, ?, ?, ?)";
-        sql(self.connection.execute(statement, params![url, sysid.to_string(), name, crc]), "note a backlog")?;
-        Ok(())
-    }
-
-    /// Notes that it has the file now.
-    pub fn backlog_remove(&self, sysid: SystemIdentifier, name: &str, crc: u32, url: &str) -> Result<()> {
-        let statement = "DELETE FROM backlog WHERE url = ? AND sysid = ? AND name = ? AND crc = ?";
-        sql(self.connection.execute(statement, params![url, sysid.to_string(), name, crc]), "clear a backlog")?;
-        Ok(())
-    }
-
     /// Returns what the repository at `url` lacks, oldest names first, at most `limit`.
     pub fn backlog(&self, sysid: SystemIdentifier, url: &str, limit: usize) -> Result<Vec<Missing>> {
         let read = || -> rusqlite::Result<Vec<Missing>> {
@@ -50,28 +36,5 @@ impl Index {
             .connection
             .query_row("SELECT count(*) FROM backlog WHERE url = ?", [url], |row| row.get::<_, i64>(0));
         Ok(sql(read, "count a backlog")?.cast_unsigned())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_noted_is_listed_until_it_is_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = Index::open(&dir.path().join("i")).unwrap();
-        let sysid = SystemIdentifier(7);
-        for name in ["b", "a", "a"] {
-            index.backlog_add(sysid, name, 1, "url").unwrap();
-        }
-        let names = |limit| -> Vec<String> {
-            index.backlog(sysid, "url", limit).unwrap().into_iter().map(|missing| missing.name).collect()
-        };
-        assert_eq!(names(10), ["a", "b"]);
-        assert_eq!(names(1), ["a"]);
-        assert!(index.backlog(sysid, "other", 10).unwrap().is_empty());
-        index.backlog_remove(sysid, "a", 1, "url").unwrap();
-        assert_eq!((names(10), index.backlog_count("url").unwrap()), (vec!["b".to_owned()], 1));
     }
 }

@@ -39,7 +39,11 @@ impl Index {
             .and_then(|mut statement| {
                 statement
                     .query_row([url], |row| {
-                        Ok(Breaker { failures: row.get(0)?, open_until: row.get(1)?, last_error: row.get(2)? })
+                        Ok(Breaker {
+                            failures: row.get(0)?,
+                            open_until: row.get(1)?,
+                            last_error: row.get(2)?,
+                        })
                     })
                     .optional()
             });
@@ -83,7 +87,10 @@ mod tests {
         }
         let late = index.breaker("a").unwrap().unwrap();
         assert!(late.is_open() && late.open_until - now_us() <= 300_000_000);
-        assert!(!Breaker { open_until: now_us() + 10_000_000_000, ..late }.is_open(), "the clock was set back");
+        assert!(
+            !Breaker { open_until: now_us() + 10_000_000_000, ..late }.is_open(),
+            "the clock was set back"
+        );
         assert_eq!(index.breaker("b").unwrap(), None);
         index.breaker_succeeded("a").unwrap();
         assert_eq!(index.breaker("a").unwrap(), None);

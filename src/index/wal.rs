@@ -74,6 +74,8 @@ pub struct ArchivedRow<'a> {
     pub commits: Option<Commits>,
     /// The repositories that hold it durably.
     pub copies: &'a [RepositoryStamp],
+    /// The URLs of the configured repositories that do not: their backlog.
+    pub lacking: Vec<&'a str>,
 }
 
 /// What the index knows of all WAL of a cluster.
@@ -124,6 +126,9 @@ impl Index {
             let transaction = self.connection.unchecked_transaction()?;
             for row in rows {
                 self.record_one(row)?;
+                for url in &row.lacking {
+                    self.add_to_backlog(row, url)?;
+                }
             }
             transaction.commit()
         };
@@ -172,6 +177,42 @@ impl Index {
                 .execute([id, repository])?;
         }
         Ok(())
+    }
+
+    fn add_to_backlog(&self, row: &ArchivedRow<'_>, url: &str) -> rusqlite::Result<()> {
+        let statement = "INSERT OR IGNORE INTO backlog (url, sysid, name, crc) VALUES (?, ?, ?, ?)";
+        self.connection.prepare_cached(statement)?.execute(params![
+            url,
+            row.sysid.to_string(),
+            row.name,
+            row.crc
+        ])?;
+        Ok(())
+    }
+
+    /// Writes that the repository holds a file that it lacked: out of its backlog, and one more copy.
+    pub fn record_copied(
+        &self,
+        sysid: SystemIdentifier,
+        name: &str,
+        crc: u32,
+        copy: &RepositoryStamp,
+    ) -> Result<()> {
+        let write = || -> rusqlite::Result<()> {
+            let transaction = self.connection.unchecked_transaction()?;
+            self.connection.execute(
+                "DELETE FROM backlog WHERE url = ? AND sysid = ? AND name = ? AND crc = ?",
+                params![copy.url, sysid.to_string(), name, crc],
+            )?;
+            let repository = self.repository_id(copy)?;
+            self.connection.execute(
+                "INSERT OR IGNORE INTO wal_copy (wal_id, repository_id)
+                 SELECT id, ?1 FROM wal WHERE sysid = ?2 AND name = ?3 AND crc = ?4",
+                params![repository, sysid.to_string(), name, crc],
+            )?;
+            transaction.commit()
+        };
+        sql(write(), "record a copy")
     }
 
     fn repository_id(&self, stamp: &RepositoryStamp) -> rusqlite::Result<i64> {
@@ -271,11 +312,15 @@ mod tests {
             stored_size: Some(3),
             commits: Some(Commits { count: 2, first: Some(1), last: Some(9), last_lsn: Some(u64::MAX) }),
             copies: &[stamp("a"), stamp("b")],
+            lacking: vec!["d"],
         };
         index.record_archived(std::slice::from_ref(&row)).unwrap();
         index.record_archived(&[row.clone(), ArchivedRow { copies: &[stamp("c")], ..row }]).unwrap();
         let copies = |file| index.copies_of(sysid, "000000010000000000000001", &file).unwrap().len();
         assert_eq!(copies(file), 3);
+        assert_eq!(index.backlog_count("d").unwrap(), 1);
+        index.record_copied(sysid, "000000010000000000000001", u32::MAX, &stamp("d")).unwrap();
+        assert_eq!((copies(file), index.backlog_count("d").unwrap()), (4, 0));
         for other in [
             Fingerprint { device: 2, ..file },
             Fingerprint { inode: 2, ..file },

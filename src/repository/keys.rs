@@ -69,6 +69,11 @@ impl ClusterKeys {
         format!("{}wal/history/", self.root)
     }
 
+    /// Returns the folder of contents that `resolve` moved aside, ending in `/`. It is no timeline's.
+    pub fn aside(&self) -> String {
+        format!("{}wal/aside/", self.root)
+    }
+
     /// Returns the folder of backups, ending in `/`.
     pub fn backups(&self) -> String {
         format!("{}backup/", self.root)

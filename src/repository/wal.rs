@@ -105,9 +105,7 @@ pub fn copy_wal_object(
     let key = &object.object.key;
     let named =
         |error: Error| error.context(format!("get \"{key}\" from repository \"{}\"", repository.name()));
-    let stored = repository
-        .storage()
-        .get(key, None, &repository.deadline())
+    let stored = super::stored::open(repository, key, object.object.size)
         .map_err(|error| repository.error(&format!("get \"{key}\" from"), &error))?;
     let limit = length.unwrap_or(LARGEST_SMALL_FILE);
     let mut reader = opener.open(key, stored).map_err(named)?.take(limit + 1);

@@ -9,8 +9,10 @@
 mod archive;
 mod backup_engine;
 mod cli;
+mod demo;
 mod doubt;
 mod init;
+mod large;
 mod prefetch;
 mod recover;
 mod reports;
@@ -18,4 +20,5 @@ mod s3;
 mod smoke;
 mod stores;
 mod support;
+mod sync;
 mod wal_reader;

@@ -1,8 +1,8 @@
 //! `walden demo`: the whole story on a throwaway cluster.
 //!
 //! Lives here: what is told and done, step by step. `stage` owns the directory, the servers and everything that must
-//! be gone at the end; `story` prints. Every command line that is shown is what the shell is given, so that what a
-//! newcomer reads is what he can type.
+//! be gone at the end; `story` prints. A command line that is shown is what the shell is given, so that what a newcomer
+//! reads is what he can type. Statements go through a connection of the demo's own: psql need not be there.
 
 mod stage;
 mod story;
@@ -44,7 +44,7 @@ pub struct Args {
     /// Leave the directory, with the servers stopped, and say how to look at it
     #[arg(long)]
     keep: bool,
-    /// Where initdb, pg_ctl and postgres are [default: the newest version that is found]
+    /// The directory of the server's programs [default: that of the newest version installed]
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
 }
@@ -58,21 +58,14 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let bin_dir = find_programs(args.bin_dir.as_deref())?;
     let stage = Stage::new(&bin_dir, args.keep)?;
     let mut demo = Demo { story: Story::new(), stage };
-    let result = demo.play(began);
-    // Not left to the destructor: what cannot be stopped or removed is a failure too.
+    let result = demo.play().and_then(|ending| demo.end(&ending, began));
+    // Not left to the destructor: what cannot be stopped or removed is to be heard of.
     let cleared = demo.stage.clear();
-    let after = result.and_then(|summary| cleared.map(|()| summary));
-    match after {
-        Ok(summary) => {
-            if args.keep {
-                demo.how_to_look()?;
-            }
-            demo.story.summary(&summary)
-        }
+    match result {
         Err(error) if args.keep => {
             Err(error.with_hint(format!("the directory {} is kept", demo.stage.dir().display())))
         }
-        Err(error) => Err(error),
+        result => result.and(cleared),
     }
 }
 
@@ -106,38 +99,54 @@ struct Rows {
     last: String,
 }
 
+/// What the summary tells.
+struct Ending {
+    rows: Rows,
+    /// A moment at which they were all there.
+    until: Timestamp,
+    /// When they were gone.
+    dropped: Timestamp,
+    /// The restored server's.
+    port: u16,
+}
+
 struct Demo {
     story: Story,
     stage: Stage,
 }
 
 impl Demo {
-    /// Tells the story; returns its summary.
-    fn play(&mut self, began: Instant) -> Result<String> {
+    /// Tells the story but for its end.
+    fn play(&mut self) -> Result<Ending> {
         self.introduce()?;
         self.start_cluster()?;
         self.set_up()?;
         let mut server = self.connect(PORT)?;
         self.first_orders(&mut server)?;
         self.back_up()?;
-        let (before, until) = self.more_orders(&mut server)?;
+        let (rows, until) = self.more_orders(&mut server)?;
         let dropped = self.drop_table(&mut server, until)?;
         server.close();
         self.show_status()?;
         let port = self.recover(until)?;
-        self.compare(port, &before)?;
+        self.compare(port, &rows)?;
+        Ok(Ending { rows, until, dropped, port })
+    }
+
+    /// Stops everything and sums up.
+    fn end(&mut self, ending: &Ending, began: Instant) -> Result<()> {
         self.story.step(if self.stage.keeps() { "Stop both servers" } else { "Clean up" })?;
-        self.story.say(if self.stage.keeps() {
-            "The directory stays (--keep)."
+        self.stage.clear()?;
+        if self.stage.keeps() {
+            self.how_to_look(ending.port)?;
         } else {
-            "Both servers are stopped and the directory is removed."
-        })?;
-        Ok(format!(
-            "Dropped at {}: {} rows of the table orders. Brought back: all {}, by --until '{}'. Total time: {:.1} s.",
-            shown(dropped),
-            before.count,
-            before.count,
-            seconds(until),
+            self.story.say("Both servers are stopped and the directory is removed.")?;
+        }
+        self.story.summary(&format!(
+            "{} orders, dropped at {}, are back by --until '{}'. Total time: {:.1} s.",
+            ending.rows.count,
+            ending.dropped.strftime("%Y-%m-%d %H:%M:%S%.3f+00"),
+            seconds(ending.until),
             began.elapsed().as_secs_f64()
         ))
     }
@@ -175,6 +184,7 @@ impl Demo {
         self.story.step("Take orders")?;
         self.story
             .say("Every finished segment of the write-ahead log goes through `walden archive-push`.")?;
+        self.story.command("psql -h $PWD -U postgres")?;
         self.sql(
             server,
             "CREATE TABLE orders (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer text,\n\
@@ -216,7 +226,10 @@ impl Demo {
         self.story.prompt("SELECT count(*) FROM orders;")?;
         match server.execute("SELECT count(*) FROM orders;") {
             Ok(()) => return Err(Error::other("the table is still there after DROP TABLE")),
-            Err(error) => self.story.output(&format!("ERROR:  {}", error.message()))?,
+            Err(error) => {
+                let said = error.message().split(" (SQLSTATE").next().unwrap_or_default();
+                self.story.output(&format!("ERROR:  {said}"))?;
+            }
         }
         self.switch_wal(server)?;
         Ok(dropped)
@@ -258,8 +271,8 @@ impl Demo {
         self.story.say("The same count, the same checksum, the same last order.")
     }
 
-    /// Says what is in the directory and how to go on there.
-    fn how_to_look(&mut self) -> Result<()> {
+    /// Says how to go on in the directory.
+    fn how_to_look(&mut self, port: u16) -> Result<()> {
         let dir = self.stage.dir().display().to_string();
         let mut lines = vec![];
         if let Some(user) = self.stage.user() {
@@ -267,12 +280,18 @@ impl Demo {
         }
         lines.push(format!("cd {dir}"));
         lines.push(self.stage.exports());
-        lines.push("walden status".to_owned());
-        lines.push("pg_ctl -D data -l server.log start      # the server that lost the table".to_owned());
-        lines.push("pg_ctl -D restored -l restored.log start    # the one that has it".to_owned());
-        lines.push("pg_ctl -D data stop; pg_ctl -D restored stop".to_owned());
-        lines.push(format!("rm -r {dir}"));
-        self.story.say(&format!("Kept in {dir}. To look around, and to remove it:"))?;
+        let mut explained = |command: &str, what: &str| lines.push(format!("{command:<42} # {what}"));
+        explained("walden status", "what is archived");
+        explained(
+            "pg_ctl -D data -l server.log start",
+            &format!("the server that lost the table, port {PORT}"),
+        );
+        explained("pg_ctl -D restored -l restored.log start", &format!("the one that has it, port {port}"));
+        explained(&format!("psql -h $PWD -p {port} -U postgres"), "look at it");
+        explained("pg_ctl -D data stop", "stop the one");
+        explained("pg_ctl -D restored stop", "and the other");
+        explained(&format!("rm -r {dir}"), "remove everything");
+        self.story.say(&format!("Both servers are stopped; {dir} is kept. To go on there:"))?;
         for line in lines {
             self.story.command(&line)?;
         }
@@ -294,7 +313,8 @@ impl Demo {
 
     fn insert(&mut self, server: &mut Server, times: u32) -> Result<()> {
         let sql = format!(
-            "INSERT INTO orders (customer, total) SELECT 'customer ' || n, 9.90 + n FROM generate_series(1, {BATCH}) n;"
+            "INSERT INTO orders (customer, total)\n\
+             SELECT 'customer ' || n, 9.90 + n FROM generate_series(1, {BATCH}) n;"
         );
         self.story.prompt(&sql)?;
         for _ in 0..times {
@@ -315,11 +335,12 @@ impl Demo {
         );
         while server.query_one_text(&archived)? == "0" {
             if began.elapsed() > ARCHIVE_LIMIT {
+                let log = self.stage.last_error_of("server.log").unwrap_or_default();
                 return Err(Error::new(
                     Kind::Server,
                     format!("segment {segment} was not archived within {} s", ARCHIVE_LIMIT.as_secs()),
                 )
-                .with_hint(self.stage.last_error_of("server.log").unwrap_or_default()));
+                .with_hint(format!("the server's log says: {log}")));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -374,7 +395,7 @@ impl Demo {
         let kind = if program == "walden" { kind_of(ended.code) } else { Kind::Server };
         let error = Error::new(kind, message);
         Err(match (program, self.stage.last_error_of("server.log")) {
-            ("pg_ctl", Some(log)) => error.with_hint(format!("its log ends with {log}")),
+            ("pg_ctl", Some(log)) => error.with_hint(format!("the server's log says: {log}")),
             _ => error,
         })
     }
@@ -390,10 +411,6 @@ fn kind_of(code: i32) -> Kind {
 
 fn seconds(time: Timestamp) -> String {
     super::output::time(time)
-}
-
-fn shown(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%d %H:%M:%S%.3f+00").to_string()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Commands run one at a time, each in a process group of its own: when the demo is told to end, it ends them itself
 //! and only then looks for servers, so that none is started behind its back.
 
+use crate::commands::setup::shell_word;
 use crate::durable;
 use crate::kind::{Context, Error, Kind, Result};
 use crate::shutdown;
@@ -109,7 +110,8 @@ impl Stage {
 
     /// Returns the command line that sets a shell up as the commands of the demo have it.
     pub fn exports(&self) -> String {
-        format!("export WALDEN_CONFIG=$PWD/walden.toml PATH={}:$PWD/bin:$PATH", self.shared.bin_dir.display())
+        let programs = shell_word(&self.shared.bin_dir.to_string_lossy());
+        format!("export WALDEN_CONFIG=$PWD/walden.toml PATH=$PWD/bin:{programs}:$PATH")
     }
 
     /// Returns the server's version in its own words: `17.10`.
@@ -169,7 +171,7 @@ impl Stage {
         let program = std::env::current_exe().context("find this program")?;
         let bin = self.shared.dir.join("bin");
         std::fs::create_dir(&bin).map_err(durable::at(&bin)).context("create directory")?;
-        std::fs::set_permissions(&bin, PermissionsExt::from_mode(0o755)).context("set permissions")?;
+        give(&bin, self.shared.user.as_ref())?;
         let walden = bin.join("walden");
         let mut probe = self.shared.command(&program);
         let probe =
@@ -195,7 +197,7 @@ impl Shared {
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = in_dir(program, &self.dir, self.user.as_ref());
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-        let dirs = [self.bin_dir.clone(), self.dir.join("bin")];
+        let dirs = [self.dir.join("bin"), self.bin_dir.clone()];
         let path = std::env::join_paths(dirs.into_iter().chain(std::env::split_paths(&path)));
         if let Ok(path) = path {
             command.env("PATH", path);
@@ -389,16 +391,21 @@ fn make_dir_in(base: &Path, user: Option<&User>) -> Result<PathBuf> {
     if dir.path().as_os_str().len() > LONGEST_DIR {
         return Err(unusable("its path is too long for sockets"));
     }
-    if let Some(user) = user {
-        std::os::unix::fs::chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))
-            .map_err(durable::at(dir.path()))
-            .context("chown")?;
-    }
+    // The servers trust whoever gets at their sockets, and the key lies here.
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).context("set permissions")?;
+    give(dir.path(), user)?;
     let works = in_dir("/bin/sh", dir.path(), user).args(["-c", "test -w ."]).status();
     if !works.is_ok_and(|status| status.success()) {
         return Err(unusable("the server's user cannot work in it"));
     }
     Ok(dir.keep())
+}
+
+fn give(path: &Path, user: Option<&User>) -> Result<()> {
+    let Some(user) = user else { return Ok(()) };
+    std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+        .map_err(durable::at(path))
+        .context("chown")
 }
 
 /// Returns a command as `user` in `dir`, without settings of PostgreSQL's, AWS's or Walden's from outside.

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Measures archiving and fetching beside other tools, in one run on one machine: `make bench`.
+#
+# Real WAL is made by pgbench. Then each tool is driven as PostgreSQL's archiver drives it: one call for each .ready file,
+# in order, through sh, in the data directory. What is printed are figures and their ratios to Walden's in the same run.
+#
+#   benches/peers.sh [--segments N] [--only PART,...]     parts: push, get, s3
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tests/install.sh --postgres-only
+missing=()
+for program in pgbackrest age lz4; do command -v "$program" >/dev/null || missing+=("$program"); done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "installing ${missing[*]}" >&2
+    sudo=""
+    [ "$(id -u)" = 0 ] || sudo="sudo -n"
+    $sudo apt-get install -y -q "${missing[@]}" >&2 || { echo "could not install ${missing[*]}" >&2; exit 1; }
+fi
+
+cargo build --release
+work=$(mktemp -d /tmp/walden-bench.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+target=${CARGO_TARGET_DIR:-target}
+install -m 755 "$target/release/walden" "$work/walden"
+install -m 755 benches/peers.py "$work/peers.py"
+chmod 755 "$work"
+cache=${WALDEN_TEST_CACHE:-/var/cache/walden-tests}
+
+# PostgreSQL does not run as root, and pgBackRest should not.
+as_user=()
+if [ "$(id -u)" = 0 ]; then
+    mkdir "$work/run" && chown postgres: "$work/run"
+    as_user=(setpriv --reuid=postgres --regid=postgres --init-groups)
+else
+    mkdir "$work/run"
+fi
+"${as_user[@]}" python3 "$work/peers.py" --walden "$work/walden" --work "$work/run" \
+    --rclone "$cache/bin/rclone" "$@"

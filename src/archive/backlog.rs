@@ -1,0 +1,51 @@
+//! Spare time for what a repository missed while it was down.
+
+use super::targets::{Target, Targets};
+use crate::index::{IndexHandle, Missing};
+use crate::kind::Result;
+use crate::postgres::SystemIdentifier;
+use crate::repository::{ClusterKeys, copy_object, find_contents};
+use std::time::{Duration, Instant};
+
+/// How many files one call copies at most.
+const FILES: usize = 16;
+/// After this long a call begins no further copy: the server waits for it.
+const TIME: Duration = Duration::from_millis(500);
+
+/// Copies some of the files that a repository lacks from one that holds them, as they are stored. A failure is left to
+/// later calls, and to `sync`.
+pub fn send_some(keys: &ClusterKeys, sysid: SystemIdentifier, targets: &Targets<'_>, index: &IndexHandle) {
+    let began = Instant::now();
+    for target in &targets.ready {
+        let missing = index.run(|index| index.backlog(sysid, target.repository.url(), FILES));
+        for file in missing.unwrap_or_default() {
+            if began.elapsed() > TIME {
+                return;
+            }
+            match send(keys, target, targets, &file) {
+                Ok(true) => {
+                    index.run(|index| index.record_copied(sysid, &file.name, file.crc, &target.stamp()));
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!("\"{}\" stays in the backlog: {error}", file.name);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Returns whether the repository has the file now; false where no other one holds it.
+fn send(keys: &ClusterKeys, to: &Target<'_>, targets: &Targets<'_>, file: &Missing) -> Result<bool> {
+    let Ok(name) = file.name.parse() else { return Ok(false) };
+    for from in targets.ready.iter().filter(|from| from.repository.name() != to.repository.name()) {
+        let held = find_contents(from.repository, keys, name, &from.repository.deadline())
+            .map_err(|error| from.repository.error("list", &error))?;
+        if let Some(object) = held.iter().find(|held| held.crc == file.crc) {
+            copy_object(from.repository, to.repository, &object.object.key)?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

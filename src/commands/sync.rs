@@ -1,0 +1,81 @@
+//! `walden sync`: copies what a repository lacks.
+
+use super::output::{Format, bytes, json};
+use super::{Global, setup};
+use crate::config::Config;
+use crate::kind::Result;
+use crate::postgres::SystemIdentifier;
+use crate::progress::Progress;
+use crate::upkeep::sync::{plan, run as copy};
+
+/// Copy what a repository lacks from one that has it
+///
+/// Copies objects as they are stored; no key is needed. Broken off, the next run goes on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  walden sync --dry-run")]
+pub struct Args {
+    /// Only say what is lacking
+    #[arg(long)]
+    dry_run: bool,
+    /// How many objects are copied at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    parallel: u16,
+    /// Text for people or JSON for programs
+    #[arg(long, value_enum, default_value = "text")]
+    output: Format,
+    /// The system identifier, where the data directory is not here
+    #[arg(long, value_name = "NUMBER")]
+    system_identifier: Option<SystemIdentifier>,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &Args) -> Result<()> {
+    let config = Config::load(global.config.as_deref())?;
+    let repositories = setup::repositories(&config)?;
+    let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
+    let index = setup::index(&config);
+    let (tasks, stamps) = plan(&config.cluster, sysid, &repositories)?;
+    let total: u64 = tasks.iter().map(|task| task.object.size).sum();
+    if args.dry_run {
+        if args.output == Format::Json {
+            let list: Vec<serde_json::Value> = tasks
+                .iter()
+                .map(|task| {
+                    serde_json::json!({ "key": task.object.key, "bytes": task.object.size,
+                                        "from": task.from.name(), "to": task.to.name() })
+                })
+                .collect();
+            return json(&list);
+        }
+        for task in &tasks {
+            println!("{} from {} to {}", task.object.key, task.from.name(), task.to.name());
+        }
+        println!("{} objects to copy, {}", tasks.len(), bytes(total));
+        return Ok(());
+    }
+    let operation = index.run(|index| index.log_start("sync", &format!("{} objects", tasks.len())));
+    let progress = Progress::new();
+    let outcome = super::progress::while_shown(&progress, "sync", || {
+        copy(&tasks, &stamps, sysid, usize::from(args.parallel), &index, &progress)
+    });
+    let first = outcome.failed.first().cloned();
+    if let Some(operation) = operation {
+        let text = first.as_ref().map_or_else(|| "done".to_owned(), ToString::to_string);
+        index.run(|index| index.log_end(operation, &text));
+    }
+    if args.output == Format::Json {
+        json(&outcome)?;
+    } else if tasks.is_empty() {
+        println!("Every repository has everything.");
+    } else {
+        println!("Copied {} objects, {}", outcome.copied, bytes(outcome.bytes));
+    }
+    match first {
+        Some(error) => Err(error.context(format!(
+            "{} of {} objects could not be copied",
+            outcome.failed.len(),
+            tasks.len()
+        ))),
+        None => Ok(()),
+    }
+}
