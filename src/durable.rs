@@ -159,3 +159,29 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     std::path::absolute(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_file_is_moved_onto_another_within_a_filesystem_and_across() {
+        let here = tempfile::tempdir().unwrap();
+        let beside = tempfile::tempdir_in(here.path()).unwrap();
+        let elsewhere = tempfile::tempdir_in("/dev/shm").ok();
+        let device = |dir: &Path| std::fs::metadata(dir).unwrap().dev();
+        if elsewhere.as_ref().is_none_or(|dir| device(dir.path()) == device(here.path())) {
+            eprintln!("only one filesystem to try");
+        }
+        for from in [beside.path()].into_iter().chain(elsewhere.as_ref().map(|dir| dir.path())) {
+            let (mut file, temp) = temp_beside(&from.join("x"), 0o600).unwrap();
+            file.write_all(b"new").unwrap();
+            let target = here.path().join("target");
+            std::fs::write(&target, "old").unwrap();
+            move_onto(temp, &target, 0o600).unwrap();
+            assert_eq!(std::fs::read(&target).unwrap(), b"new");
+            assert_eq!(std::fs::read_dir(from).unwrap().count(), 0, "nothing is left behind");
+        }
+    }
+}

@@ -55,7 +55,8 @@ pub struct GetOptions {
 /// What a fetch found out besides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fetched {
-    /// For which system identifier a prefetcher should be started: none lives, and the demand goes forward.
+    /// For which system identifier a prefetcher should be started: none lives, and segments are asked for
+    /// in a row.
     pub start_prefetcher: Option<SystemIdentifier>,
 }
 

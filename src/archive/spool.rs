@@ -199,12 +199,12 @@ impl Spool {
         }
     }
 
-    /// Notes the segment that the server got last; returns whether the demand goes forward, so that fetching ahead
-    /// makes sense (`pg_rewind` goes backwards).
+    /// Notes the segment that the server got last; returns whether it is the one right after the one before, so that
+    /// fetching ahead makes sense: `pg_rewind` goes backwards, and who fetches one file by hand wants that file only.
     pub fn note_wanted(&self, segment: WalSegmentName) -> io::Result<bool> {
-        let before = self.wanted();
+        let (before, known) = (self.wanted(), self.known());
         durable::replace(&self.dir.join("wanted"), format!("{segment}\n").as_bytes(), 0o600)?;
-        Ok(goes_forward(before, segment))
+        Ok(before.zip(known.first()).is_some_and(|(before, known)| before.next(known.size) == segment))
     }
 
     /// Returns the segment that the server got last.
@@ -397,14 +397,24 @@ mod tests {
     }
 
     #[test]
-    fn demand_goes_forward_or_begins_anew() {
+    fn two_segments_in_a_row_are_a_demand() {
         let (_dir, spool) = spool();
         let next = |name: &str| spool.note_wanted(name.parse().unwrap()).unwrap();
-        assert!(next("000000010000000000000005"));
+        assert!(!next("000000010000000000000005"));
         assert!(next("000000010000000000000006"));
-        assert!(!next("000000010000000000000004"), "as pg_rewind asks");
-        assert!(next("000000020000000000000003"), "another timeline");
-        assert_eq!(spool.wanted(), Some("000000020000000000000003".parse().unwrap()));
+        assert!(!next("000000010000000000000006"), "the server asks for its last segment again");
+        assert!(!next("000000010000000000000005"), "as pg_rewind asks");
+        assert!(!next("000000020000000000000006"), "another timeline");
+        assert!(next("000000020000000000000007"));
+        assert_eq!(spool.wanted(), Some("000000020000000000000007".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_prefetcher_follows_forward_and_to_other_timelines() {
+        let forward = |a: &str, b: &str| goes_forward(Some(a.parse().unwrap()), b.parse().unwrap());
+        assert!(forward("000000010000000000000005", "000000010000000000000008"));
+        assert!(!forward("000000010000000000000005", "000000010000000000000004"));
+        assert!(forward("000000010000000000000005", "000000020000000000000004"));
     }
 
     #[test]

@@ -60,7 +60,9 @@ fn kill_prefetcher_and_take_its_lock(site: &Site) -> fs::File {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
     wait_until("the prefetcher is gone", || prefetchers(site).is_empty());
-    let lock = fs::File::options().write(true).open(spool(site).join("lock")).expect("open");
+    let path = spool(site).join("lock");
+    let lock = fs::File::options().write(true).create(true).truncate(false).open(&path).expect("open");
+    user::give(&path);
     lock.try_lock().expect("lock");
     for file in spooled(site) {
         fs::remove_file(file).expect("remove");
@@ -101,14 +103,17 @@ live_test!(
         let site = Site::new(&pg);
         Ledger::create(&site.cluster);
         let names = fill(&site, 12);
+        // One file is one file; two in a row are a recovery.
         site.get(&names[0], &[]).0.ok();
+        assert!(prefetchers(&site).is_empty());
+        site.get(&names[1], &[]).0.ok();
         wait_until("eight segments are ready", || spooled(&site).len() == 8);
         assert_eq!(prefetchers(&site).len(), 1);
         // What is ready needs no repository.
         for repository in ["primary", "replica"] {
             fs::rename(site.repository(repository), site.work.join(format!("{repository}-away"))).expect("rename");
         }
-        let (finished, path) = site.get(&names[1], &[]);
+        let (finished, path) = site.get(&names[2], &[]);
         finished.ok();
         assert_eq!(fs::metadata(path).expect("the file").len(), 16 << 20);
         site.get("0000000100000000000000F0", &[]).0.expect_code(200);
@@ -221,7 +226,7 @@ live_test!(
             let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             for fd in fds {
                 let to = fs::read_link(fd.path()).unwrap_or_default().display().to_string();
-                assert!(!to.starts_with("pipe:") && !to.starts_with(&target), "fd {} is {to}", fd.file_name().display());
+                assert!(!to.starts_with("pipe:") && !to.starts_with(&target), "{} is {to}", fd.path().display());
             }
             assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default(), Path::new("/"));
         }
@@ -271,5 +276,67 @@ live_test!(
             site.get(name, &[]).0.ok();
         }
         assert!(prefetchers(&site).is_empty());
+    }
+);
+
+live_test!(
+    [15]
+    fn pg_rewind_finds_the_wal_that_it_needs(pg: Installation) {
+        let mut site = Site::new(&pg);
+        Ledger::create(&site.cluster);
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        fill(&site, 2);
+        let dir = site.work.join("promoted");
+        let target = dir.display().to_string();
+        site.walden.run(&["recover", "--until", "latest", "--take-over", "--data-dir", &target]).ok();
+        let mut promoted = Cluster::open(&pg, &dir);
+        promoted.start();
+        promoted.wait_until("the server has promoted", || promoted.psql("select pg_is_in_recovery()") == "f");
+        Ledger::add(&promoted);
+        promoted.wait_archived(&promoted.switch_wal());
+        let ids = Ledger::ids(&promoted);
+        promoted.stop(Stop::Fast);
+        // The old primary went on by itself for a while, and has not kept its WAL.
+        fill(&site, 4);
+        site.cluster.stop(Stop::Fast);
+        let old = site.cluster.data_dir().to_owned();
+        let away = site.work.create_dir("away");
+        let mut segments: Vec<PathBuf> = fs::read_dir(old.join("pg_wal"))
+            .expect("read")
+            .flatten()
+            .map(|file| file.path())
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                name.len() == 24 && !site.wal_objects("primary", &name).is_empty()
+            })
+            .collect();
+        segments.sort();
+        for segment in &segments {
+            fs::rename(segment, away.join(segment.file_name().expect("a name"))).expect("rename");
+        }
+        site.cluster.append_config(&format!("restore_command = '{}'\n", site.walden.command_line("archive-get %f %p")));
+        let rewind = || {
+            let mut command = user::command(pg.program("pg_rewind"));
+            command.args(["-c", "-D"]).arg(&old).arg("--source-pgdata").arg(&dir);
+            crate::support::run(&mut command).ok()
+        };
+        if !pg.program("pg_rewind").exists() {
+            eprintln!("skipped: this installation has no pg_rewind");
+            return;
+        }
+        rewind();
+        // It follows the new timeline now.
+        fs::write(old.join("standby.signal"), "").expect("write");
+        user::give(&old.join("standby.signal"));
+        let port = site.cluster.port();
+        site.cluster.append_config(&format!(
+            "archive_mode = off\nrestore_command = '{}'\nport = {port}\nunix_socket_directories = '{}'\n",
+            site.walden.command_line("archive-get %f %p"),
+            site.cluster.socket_dir().display()
+        ));
+        fs::remove_file(old.join("postgresql.auto.conf")).expect("remove");
+        site.cluster.start();
+        site.cluster.wait_until("the rewound server has caught up", || Ledger::ids(&site.cluster) == ids);
+        site.cluster.stop(Stop::Fast);
     }
 );
