@@ -142,7 +142,7 @@ fn ship_with_lag<'r>(
 ) -> Result<(Outcome<'r>, u64)> {
     let deadlines: Vec<Deadline> = to.iter().map(|repository| repository.deadline()).collect();
     let mut answers: Vec<Option<storage::Result<Option<Put>>>> = to.iter().map(|_| None).collect();
-    let made = std::thread::scope(|scope| {
+    let length = std::thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
         let mut lanes = Vec::new();
         for (at, repository) in to.iter().enumerate() {
@@ -156,7 +156,7 @@ fn ship_with_lag<'r>(
         }
         drop(sender);
         let parts = Parts { lanes, enough, lag, buffer: Vec::new(), length: 0 };
-        let made = make(parts).and_then(|parts| {
+        let length = make(parts).and_then(|parts| {
             parts.complete().map_err(|error| Error::new(Kind::Repository, format!("send parts: {error}")))
         });
         let mut stored = 0;
@@ -164,13 +164,15 @@ fn ship_with_lag<'r>(
             stored += usize::from(matches!(answer, Ok(Some(_))));
             answers[at] = Some(answer);
             if stored > 0 && stored >= enough {
-                deadlines.iter().for_each(|deadline| deadline.cut_after(GRACE));
+                for deadline in &deadlines {
+                    deadline.cut_after(GRACE);
+                }
             }
         }
-        made
+        length
     });
     // Where every repository has failed, their errors say more than that none was left.
-    let length = match made {
+    let length = match length {
         Ok(length) => length,
         Err(_) if answers.iter().all(|answer| matches!(answer, Some(Err(_)))) => 0,
         Err(error) => return Err(error),

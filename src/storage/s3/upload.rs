@@ -179,10 +179,7 @@ impl S3Upload<'_> {
                     .mutate_request(mark.put())
                     .send()
             });
-        let failure = match answer {
-            Ok(_) => return Ok(Put::Created),
-            Err(failure) => failure,
-        };
+        let Err(failure) = answer else { return Ok(Put::Created) };
         match failure.status {
             Some(412) => put::existed(storage, &self.key, &failure, deadline),
             // The answer to an attempt before this one may have been lost, or another writer is at it.
