@@ -34,9 +34,9 @@ pub fn sync_up_to(file: &Path, root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates the directories from below `root` down to `dir`, each made durable in its parent. `root` itself must
-/// be there: a missing root is an unmounted disk, not a directory to create.
-pub fn create_dirs_below(root: &Path, dir: &Path) -> io::Result<()> {
+/// Creates the directories from below `root` down to `dir`, each given to `owner` and made durable in its parent. `root`
+/// itself must be there: a missing root is an unmounted disk, not a directory to create.
+pub fn create_dirs_below(root: &Path, dir: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     let Ok(relative) = dir.strip_prefix(root) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "directory lies outside the root"));
     };
@@ -48,7 +48,12 @@ pub fn create_dirs_below(root: &Path, dir: &Path) -> io::Result<()> {
         let parent = current.clone();
         current.push(part);
         match std::fs::create_dir(&current) {
-            Ok(()) => sync_dir(&parent)?,
+            Ok(()) => {
+                if let Some((uid, gid)) = owner {
+                    std::os::unix::fs::chown(&current, Some(uid), Some(gid)).map_err(at(&current))?;
+                }
+                sync_dir(&parent)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(at(&current)(error)),
         }

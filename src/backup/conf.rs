@@ -56,7 +56,7 @@ fn value(text: &str) -> String {
 /// Returns whether a file in an included directory counts: its name ends in `.conf` and does not begin with a dot
 /// (`GetConfFilesInDir`).
 pub fn counts_in_directory(name: &str) -> bool {
-    name.ends_with(".conf") && !name.starts_with('.')
+    name.strip_suffix(".conf").is_some() && !name.starts_with('.')
 }
 
 #[cfg(test)]

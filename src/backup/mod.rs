@@ -139,7 +139,7 @@ impl Backup<'_> {
         let label = BackupLabel::parse(&stop.label_file).kind(Kind::Server, "backup label")?;
 
         let attributes = self.attributes_of_control_file()?;
-        self.store_tail(&mut copy, &stop, control_file, attributes)?;
+        store_tail(&mut copy, &stop, control_file, attributes)?;
         self.store_postgresql_manifest(&mut copy, &label, &stop, attributes)?;
         let pieces = copy.pieces()?;
         let manifest = self.store_manifest(&mut copy.recorder)?;
@@ -220,30 +220,6 @@ impl Backup<'_> {
         Ok(Attributes::of(&meta))
     }
 
-    /// Stores what is known only once all other files were read: the control file, and what the server gave at the
-    /// end.
-    fn store_tail(
-        &self,
-        copy: &mut Copy<'_>,
-        stop: &BackupStop,
-        control_file: Vec<u8>,
-        attributes: Attributes,
-    ) -> Result<()> {
-        copy.tail(|layout| {
-            let mut add = |path: &str, content: Vec<u8>| {
-                let size = content.len() as u64;
-                layout.file(PathBuf::from(path), attributes, size, None, Content::Memory(content.into()))
-            };
-            add(CONTROL_FILE, control_file)?;
-            add("backup_label", stop.label_file.clone())?;
-            if !stop.tablespace_map.is_empty() {
-                add("tablespace_map", stop.tablespace_map.clone())?;
-            }
-            Ok(())
-        })?;
-        copy.recorder.settle(stop.lsn)
-    }
-
     /// Stores `backup_manifest`, which lists all files before it, and the end of the tar stream.
     fn store_postgresql_manifest(
         &self,
@@ -278,6 +254,29 @@ impl Backup<'_> {
         self.sink.put(&object.name, body)?;
         Ok(object)
     }
+}
+
+/// Stores what is known only once all other files were read: the control file, and what the server gave at the
+/// end.
+fn store_tail(
+    copy: &mut Copy<'_>,
+    stop: &BackupStop,
+    control_file: Vec<u8>,
+    attributes: Attributes,
+) -> Result<()> {
+    copy.tail(|layout| {
+        let mut add = |path: &str, content: Vec<u8>| {
+            let size = content.len() as u64;
+            layout.file(PathBuf::from(path), attributes, size, None, Content::Memory(content.into()))
+        };
+        add(CONTROL_FILE, control_file)?;
+        add("backup_label", stop.label_file.clone())?;
+        if !stop.tablespace_map.is_empty() {
+            add("tablespace_map", stop.tablespace_map.clone())?;
+        }
+        Ok(())
+    })?;
+    copy.recorder.settle(stop.lsn)
 }
 
 /// Returns the tablespaces that the server's map names. One that was read and is not in the map was created just when

@@ -24,7 +24,7 @@ impl Throttle {
     /// Returns when so many bytes more may be read.
     pub fn wait(&self, bytes: u64) {
         let Some(rate) = self.bytes_per_second else { return };
-        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let cost = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate);
         let pause = {
             let mut due = self.due.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let now = Instant::now();

@@ -57,14 +57,25 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Returns the number of files, the control file included.
+    pub fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Returns the file of that number; none if it is the control file.
+    pub fn file(&self, at: usize) -> Option<FileRecord<'_>> {
+        (self.control_file != Some(at as u32)).then(|| self.unpack(&self.files[at]))
+    }
+
     /// Returns the files, without the control file.
     pub fn files(&self) -> impl Iterator<Item = FileRecord<'_>> {
-        let control = self.control_file.map(|at| at as usize);
-        self.files
-            .iter()
-            .enumerate()
-            .filter(move |(at, _)| Some(*at) != control)
-            .map(|(_, file)| self.unpack(file))
+        (0..self.files.len()).filter_map(|at| self.file(at))
+    }
+
+    /// Returns about how many bytes of memory the layout takes.
+    pub fn memory(&self) -> u64 {
+        let packed = size_of_val(self.files.as_slice()) + size_of_val(self.directories.as_slice());
+        (packed + self.paths.len() + size_of_val(self.extents.as_slice())) as u64
     }
 
     /// Returns the directories, each after the one that it is in.

@@ -18,8 +18,10 @@ use std::sync::{Mutex, PoisonError};
 /// How much is read and written at a time.
 const CHUNK: usize = 256 * 1024;
 
-/// What the objects that are being read may take in memory together.
-const ALL_OBJECTS: u64 = 128 << 20;
+/// What the layout and the objects that are being read may take in memory together.
+const MEMORY: u64 = 176 << 20;
+/// What the objects may take in any case: one of the largest size.
+const SMALLEST_SHARE: u64 = 40 << 20;
 
 /// Fetches an object and uses it. While a copy cannot be fetched or turns out corrupt, the next one is taken.
 pub fn with_copies<T>(
@@ -113,7 +115,8 @@ impl Pieces<'_> {
     /// Writes all files but the control file, whose content is returned. Nothing is durable yet.
     pub fn restore_all(&self, parallel: usize) -> Result<Vec<u8>> {
         let largest = self.summary.pieces.iter().map(|piece| piece.size).max().unwrap_or(0).max(1);
-        let workers = parallel.clamp(1, 64).min((ALL_OBJECTS / largest).max(1) as usize);
+        let share = MEMORY.saturating_sub(self.layout.memory()).max(SMALLEST_SHARE);
+        let workers = parallel.clamp(1, 64).min((share / largest).max(1) as usize);
         let control_file = Mutex::new(Vec::new());
         each_in_parallel(workers, self.summary.pieces.len(), |number| {
             self.restore_piece(number, &control_file)

@@ -180,9 +180,10 @@ impl Restore<'_> {
     fn sync_files(&self, written: &[PathBuf]) -> Result<()> {
         // Writes out everything at once; what is left for each file is little.
         self.places.sync_filesystems()?;
-        let files: Vec<FileRecord<'_>> = self.layout.files().collect();
         let workers = self.options.parallel.clamp(1, 64);
-        each_in_parallel(workers, files.len(), |at| self.sync_file(&files[at]))?;
+        each_in_parallel(workers, self.layout.file_count(), |at| {
+            self.layout.file(at).map_or(Ok(()), |record| self.sync_file(&record))
+        })?;
         for path in written {
             let file = File::open(path).map_err(at(path)).context("open file")?;
             self.give(&file, path)?;

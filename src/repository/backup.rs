@@ -287,6 +287,7 @@ mod hex8 {
         #[derive(Deserialize)]
         struct Crc(#[serde(with = "super")] u32);
 
+        #[allow(clippy::ref_option, clippy::trivially_copy_pass_by_ref)] // serde passes references
         pub fn serialize<S: Serializer>(crc: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
             match crc {
                 Some(crc) => super::serialize(crc, serializer),

@@ -1,6 +1,7 @@
 //! An object's stored bytes, read on where a connection broke off: over a slow line a large object is long under way.
 
 use super::Repository;
+use crate::kind::{Error, Kind, Result};
 use crate::storage;
 use std::io::{self, Read};
 use std::time::Duration;
@@ -28,6 +29,18 @@ pub(super) fn open<'a>(
 ) -> storage::Result<impl Read + Send + use<'a>> {
     let reader = repository.storage().get(key, None, &repository.deadline())?;
     Ok(Stored { repository, key, size, reader, at: 0, in_vain: 0 })
+}
+
+/// Returns the stored bytes of an object of a known size, at most one more than that: whoever checks sees one that is too
+/// long.
+pub fn read_stored(repository: &Repository, key: &str, size: u64) -> Result<Vec<u8>> {
+    let what = format!("get \"{key}\" from");
+    let reader = open(repository, key, size).map_err(|error| repository.error(&what, &error))?;
+    let mut body = Vec::with_capacity(size as usize);
+    reader.take(size + 1).read_to_end(&mut body).map_err(|error| {
+        Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", repository.name()))
+    })?;
+    Ok(body)
 }
 
 impl Stored<'_> {

@@ -38,6 +38,30 @@ impl FsStorage {
         }
     }
 
+    /// Returns who is to own what root writes here: the owner of the directory, so that the server's user can read what
+    /// an operator's command wrote.
+    fn owner(&self) -> Option<(u32, u32)> {
+        use std::os::unix::fs::MetadataExt;
+        if !nix::unistd::geteuid().is_root() {
+            return None;
+        }
+        let meta = std::fs::metadata(&self.root).ok()?;
+        (meta.uid() != 0).then_some((meta.uid(), meta.gid()))
+    }
+
+    fn create_dirs(&self, dir: &Path) -> Result<()> {
+        durable::create_dirs_below(&self.root, dir, self.owner()).map_err(|e| classify(&e))
+    }
+
+    fn temp_beside(&self, path: &Path) -> Result<(File, TempFile)> {
+        let (file, temp) = durable::temp_beside(path, self.file_mode).map_err(|e| classify(&e))?;
+        if let Some((uid, gid)) = self.owner() {
+            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))
+                .map_err(|e| classify(&durable::at(temp.path())(e)))?;
+        }
+        Ok((file, temp))
+    }
+
     fn path(&self, key: &str) -> Result<PathBuf> {
         if key.is_empty() || key.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
             return Err(Error::Refused(format!("\"{key}\" is not a key")));
@@ -211,8 +235,8 @@ impl Storage for FsStorage {
             return Ok(Put::Existed);
         }
         let dir = path.parent().unwrap_or(&self.root);
-        durable::create_dirs_below(&self.root, dir).map_err(|e| classify(&e))?;
-        let (mut file, temp) = durable::temp_beside(&path, self.file_mode).map_err(|e| classify(&e))?;
+        self.create_dirs(dir)?;
+        let (mut file, temp) = self.temp_beside(&path)?;
         for chunk in body.chunks(CHUNK) {
             deadline.check(key)?;
             file.write_all(chunk).map_err(|e| classify(&durable::at(temp.path())(e)))?;
@@ -227,8 +251,8 @@ impl Storage for FsStorage {
         self.check_root()?;
         deadline.check(key)?;
         let dir = path.parent().unwrap_or(&self.root);
-        durable::create_dirs_below(&self.root, dir).map_err(|e| classify(&e))?;
-        let (file, temp) = durable::temp_beside(&path, self.file_mode).map_err(|e| classify(&e))?;
+        self.create_dirs(dir)?;
+        let (file, temp) = self.temp_beside(&path)?;
         let (temp, deadline) = (Some(temp), deadline.clone());
         Ok(Box::new(FsUpload { store: self, path, file, temp, deadline }))
     }

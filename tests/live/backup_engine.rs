@@ -463,3 +463,67 @@ live_test!(
         assert_eq!(mode & 0o077, 0, "configuration may hold secrets");
     }
 );
+
+live_test!(
+    fn a_backup_from_a_standby_is_as_good(pg: Installation) {
+        let scene = Scene::new(&pg, ClusterOptions::default());
+        scene.fill();
+        let summary = scene.back_up().expect("backup");
+        let options = scene.restore_options("standby");
+        scene.restore(&summary, &scene.source(), &options).expect("restore");
+        let mut standby = Cluster::open(&pg, &options.data_dir);
+        standby.append_config(&format!(
+            "primary_conninfo = '{}'\nfull_page_writes = on\n",
+            scene.cluster.connection_string()
+        ));
+        fs::write(options.data_dir.join("standby.signal"), "").expect("write standby.signal");
+        user::give(&options.data_dir.join("standby.signal"));
+        standby.start();
+        scene.cluster.psql("insert into plain select 1, 'later'");
+        standby.wait_until("the standby caught up", || standby.psql("select count(*) from plain") == "50001");
+
+        let folder = Folder::new(scene.cluster.work().create_dir("from-standby"));
+        let mut server = Server::connect(&standby.connection_string()).expect("connect");
+        let options = BackupOptions { data_dir: options.data_dir.clone(), ..scene.options() };
+        let summary = walden::backup::run(&options, &mut server, &scene.sealer, &folder, &Progress::new());
+        let summary = summary.expect("backup from the standby");
+        assert!(summary.from_standby && summary.bad_pages == 0, "{summary:?}");
+        scene.cluster.psql("insert into plain select 2, 'last'");
+        scene.cluster.wait_archived(&scene.cluster.switch_wal());
+
+        let options = scene.restore_options("again");
+        scene.restore(&summary, &Folders(vec![folder.dir.clone()]), &options).expect("restore");
+        assert!(!options.data_dir.join("standby.signal").exists(), "a copy is no standby by itself");
+        if let Some(verify) = tools::pg_verifybackup(pg.major) {
+            // The map of tablespaces is the copy's own.
+            let verify =
+                run(user::command(&verify).arg("-n").args(["-i", "tablespace_map"]).arg(&options.data_dir));
+            verify.ok();
+        }
+        let mut copy = scene.start_copy(&options.data_dir);
+        assert_eq!(copy.psql("select count(*) from plain"), "50002");
+        copy.stop(Stop::Fast);
+        standby.stop(Stop::Fast);
+    }
+);
+
+live_test!(
+    [15]
+    fn a_server_that_goes_away_ends_the_backup(pg: Installation) {
+        let mut scene = Scene::new(&pg, ClusterOptions::default());
+        scene.fill();
+        let mut server = Server::connect(&scene.cluster.connection_string()).expect("connect");
+        let slow = BackupOptions { max_rate: Some(4 << 20), ..scene.options() };
+        let progress = Progress::new();
+        let error = std::thread::scope(|scope| {
+            let backup = scope.spawn(|| {
+                walden::backup::run(&slow, &mut server, &scene.sealer, &scene.folder, &progress).expect_err("no server")
+            });
+            crate::support::wait_until("files are being read", || progress.done() > 0);
+            scene.cluster.kill();
+            backup.join().expect("join")
+        });
+        assert_eq!(error.kind(), Kind::Server, "{error}");
+        assert!(error.hint().is_some(), "{error}");
+    }
+);
