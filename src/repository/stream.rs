@@ -5,7 +5,7 @@
 //! one that holds up enough others. Memory is a few parts, however many repositories there are.
 
 use super::Repository;
-use super::several::{GRACE, Outcome};
+use super::several::Outcome;
 use crate::kind::{Error, Kind, Result};
 use crate::storage::{self, Deadline, PART_SIZE, Put};
 use bytes::Bytes;
@@ -13,7 +13,8 @@ use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
-/// How long a repository may hold up the others with one part.
+/// How long a repository may hold up the others with one part, and how much longer than enough others it may take to
+/// complete the object.
 const LAG: Duration = Duration::from_secs(10);
 /// How often it is looked whether a repository takes the next part.
 const POLL: Duration = Duration::from_millis(2);
@@ -165,7 +166,7 @@ fn ship_with_lag<'r>(
             answers[at] = Some(answer);
             if stored > 0 && stored >= enough {
                 for deadline in &deadlines {
-                    deadline.cut_after(GRACE);
+                    deadline.cut_after(lag); // more than `ship` gives: all its parts may be there already
                 }
             }
         }
