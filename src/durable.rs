@@ -117,6 +117,37 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
     publish_over(temp, path)
 }
 
+/// Writes `content` to `path` in one step, for notes that need not outlive a crash: whoever reads it sees the old
+/// content or the whole new one.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let (mut file, temp) = temp_beside(path, mode)?;
+    file.write_all(content).map_err(at(temp.path()))?;
+    std::fs::rename(temp.path(), path).map_err(at(path))?;
+    temp.forget();
+    Ok(())
+}
+
+/// Moves the temporary file onto `path`, by a copy beside it where that is another filesystem; what is at `path` is
+/// replaced in one step either way. Not durable: the server makes restored WAL durable itself (`durable_rename` in
+/// `KeepFileRestoredFromArchive`).
+pub fn move_onto(temp: TempFile, path: &Path, mode: u32) -> io::Result<()> {
+    match std::fs::rename(temp.path(), path) {
+        Ok(()) => {
+            temp.forget();
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let mut from = File::open(temp.path()).map_err(at(temp.path()))?;
+            let (mut file, beside) = temp_beside(path, mode)?;
+            io::copy(&mut from, &mut file).map_err(at(beside.path()))?;
+            std::fs::rename(beside.path(), path).map_err(at(path))?;
+            beside.forget();
+            Ok(())
+        }
+        Err(error) => Err(at(path)(error)),
+    }
+}
+
 /// Writes `content` to a new file at `path`, durably. Returns false where the name is taken.
 pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     let (mut file, temp) = temp_beside(path, mode)?;

@@ -2,6 +2,7 @@
 //! takes, and prints what the engine found.
 
 mod archive_get;
+mod archive_prefetch;
 mod archive_push;
 mod base_backup;
 mod demo;
@@ -51,6 +52,8 @@ enum Command {
     Init(init::Args),
     ArchivePush(archive_push::Args),
     ArchiveGet(archive_get::Args),
+    #[command(hide = true)]
+    ArchivePrefetch(archive_prefetch::Args),
     BaseBackup(base_backup::Args),
     Recover(recover::Args),
     Status(status::Args),
@@ -88,6 +91,10 @@ pub fn main() -> u8 {
                     code
                 }
             };
+        }
+        Command::ArchivePrefetch(args) => {
+            archive_prefetch::run(global, args);
+            Ok(())
         }
         Command::BaseBackup(args) => base_backup::run(global, args),
         Command::Recover(args) => recover::run(global, args),

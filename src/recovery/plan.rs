@@ -385,7 +385,9 @@ fn finish<'r>(
     let mut timeline_path: Vec<TimelineId> = path.segments.iter().map(|(name, _)| name.timeline).collect();
     timeline_path.dedup();
     let known = catalog.timelines();
-    let missing_histories = (2..history.timeline.0)
+    // The server probes the histories above its timeline too, when it chooses the id of the next one at promotion.
+    let newest = known.iter().copied().max().unwrap_or(history.timeline).max(history.timeline);
+    let missing_histories = (2..newest.0)
         .map(TimelineId)
         .filter(|timeline| !known.contains(timeline) && *timeline > summary.timeline)
         .collect();
