@@ -87,12 +87,11 @@ impl<'m> Outgoing<'m> {
                 seal_again(file, self.crc, sealer.writer_to(parts)?)
             });
         }
-        let object = match self.object.take() {
-            Some(object) => object,
-            None => {
-                let writer = sealer.writer_to(self.memory.buffer(room_for(file.fingerprint.size)))?;
-                Bytes::from(seal_again(file, self.crc, writer)?)
-            }
+        let object = if let Some(object) = self.object.take() {
+            object
+        } else {
+            let writer = sealer.writer_to(self.memory.buffer(room_for(file.fingerprint.size)))?;
+            Bytes::from(seal_again(file, self.crc, writer)?)
         };
         if !file.is_unchanged() {
             return Err(changed());

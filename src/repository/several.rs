@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 /// How much longer the other repositories get once enough have answered.
-pub(super) const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Runs `work` on every repository at once, with a deadline for each, and returns the answers in the same order.
 /// Once `enough` answers satisfied `counts`, the others get a little longer; late ones fail with

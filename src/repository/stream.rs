@@ -5,7 +5,7 @@
 //! one that holds up enough others. Memory is a few parts, however many repositories there are.
 
 use super::Repository;
-use super::several::{GRACE, Outcome};
+use super::several::Outcome;
 use crate::kind::{Error, Kind, Result};
 use crate::storage::{self, Deadline, PART_SIZE, Put};
 use bytes::Bytes;
@@ -13,7 +13,8 @@ use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
-/// How long a repository may hold up the others with one part.
+/// How long a repository may hold up the others with one part, and how much longer than enough others it may take to
+/// complete the object.
 const LAG: Duration = Duration::from_secs(10);
 /// How often it is looked whether a repository takes the next part.
 const POLL: Duration = Duration::from_millis(2);
@@ -142,7 +143,7 @@ fn ship_with_lag<'r>(
 ) -> Result<(Outcome<'r>, u64)> {
     let deadlines: Vec<Deadline> = to.iter().map(|repository| repository.deadline()).collect();
     let mut answers: Vec<Option<storage::Result<Option<Put>>>> = to.iter().map(|_| None).collect();
-    let made = std::thread::scope(|scope| {
+    let length = std::thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
         let mut lanes = Vec::new();
         for (at, repository) in to.iter().enumerate() {
@@ -156,7 +157,7 @@ fn ship_with_lag<'r>(
         }
         drop(sender);
         let parts = Parts { lanes, enough, lag, buffer: Vec::new(), length: 0 };
-        let made = make(parts).and_then(|parts| {
+        let length = make(parts).and_then(|parts| {
             parts.complete().map_err(|error| Error::new(Kind::Repository, format!("send parts: {error}")))
         });
         let mut stored = 0;
@@ -165,14 +166,14 @@ fn ship_with_lag<'r>(
             answers[at] = Some(answer);
             if stored > 0 && stored >= enough {
                 for deadline in &deadlines {
-                    deadline.cut_after(GRACE);
+                    deadline.cut_after(lag); // more than `ship` gives: all its parts may be there already
                 }
             }
         }
-        made
+        length
     });
     // Where every repository has failed, their errors say more than that none was left.
-    let length = match made {
+    let length = match length {
         Ok(length) => length,
         Err(_) if answers.iter().all(|answer| matches!(answer, Some(Err(_)))) => 0,
         Err(error) => return Err(error),
