@@ -75,6 +75,10 @@ fn text(status: &Status) -> String {
             out += &format!("  {} is UNUSABLE: {problem}\n", repository.name);
         }
     }
+    for damage in &status.damage {
+        out +=
+            &format!("  DAMAGED: {} in {}: {}; walden sync mends it\n", damage.key, damage.url, damage.what);
+    }
     out += "\nBackups\n";
     let unknown = status.repositories.iter().all(|repository| repository.problem.is_some());
     if unknown {
