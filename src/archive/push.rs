@@ -251,11 +251,11 @@ impl Batch<'_> {
                 .into_iter()
                 .filter(|target| outcome.stored.iter().any(|(r, _)| r.name() == target.repository.name()))
                 .collect();
-            self.look_again(&stored, name, crc)?;
+            failed = outcome.failed;
+            let verified = self.look_again(&stored, name, crc, &mut failed)?;
             done.stored = true;
             done.stored_size = Some(object.len() as u64);
-            done.copies.extend(stored.iter().map(|target| target.stamp()));
-            failed = outcome.failed;
+            done.copies.extend(verified.iter().map(|target| target.stamp()));
         }
         if done.copies.len() < self.options.acknowledge {
             let error = failed.into_iter().map(|(_, error)| error).next();
@@ -306,8 +306,15 @@ impl Batch<'_> {
     }
 
     /// Of two hosts that store different content at the same moment neither saw the other's before; now at least
-    /// one does.
-    fn look_again(&self, stored: &[&Target<'_>], name: ArchiveFileName, crc: u32) -> Result<()> {
+    /// one does. Returns the repositories that count: one that stored the file and does not answer now joins the
+    /// failed ones, and the others are enough or not.
+    fn look_again<'t, 'r>(
+        &self,
+        stored: &[&'t Target<'r>],
+        name: ArchiveFileName,
+        crc: u32,
+        failed: &mut Vec<(&'r Repository, Error)>,
+    ) -> Result<Vec<&'t Target<'r>>> {
         let repositories: Vec<&Repository> = stored.iter().map(|target| target.repository).collect();
         let answers = ask_all(
             &repositories,
@@ -315,11 +322,17 @@ impl Batch<'_> {
             |repository, deadline| find_contents(repository, &self.keys, name, deadline),
             |_| true,
         );
-        for (target, answer) in stored.iter().zip(answers) {
-            let held = answer.map_err(|error| target.repository.error("list", &error))?;
-            self.refuse_other_content(target, name, crc, &held)?;
+        let mut verified = Vec::new();
+        for (target, answer) in stored.iter().copied().zip(answers) {
+            match answer {
+                Ok(held) => {
+                    self.refuse_other_content(target, name, crc, &held)?;
+                    verified.push(target);
+                }
+                Err(error) => failed.push((target.repository, target.repository.error("list", &error))),
+            }
         }
-        Ok(())
+        Ok(verified)
     }
 
     /// On timelines above 1 the repository's history must be the one in `pg_wal`: else two servers made a timeline of
