@@ -2,6 +2,7 @@
 
 #![allow(clippy::multiple_crate_versions)]
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -11,7 +12,9 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         let message = info.payload_as_str().unwrap_or("unknown").replace('\n', " ");
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!(
+        // Where stderr is a full disk eprintln! would panic again, which aborts: a signal in the server's eyes.
+        let _ = writeln!(
+            std::io::stderr(),
             "ERROR: internal error: {message} at {place}; hint: this is a bug in walden, please report it"
         );
     }));
