@@ -57,6 +57,7 @@ fn a_file_recycled_under_the_reader_is_never_archived_as_what_it_was() {
 fn a_neighbour_recycled_under_the_reader_is_dropped() {
     let site = Site::new(1, 1);
     let longest = time_of_a_push(&site) * 2;
+    let mut archived = 0;
     for round in 0..ROUNDS {
         let own = name(3000 + round);
         let (old, new) = (name(4000 + round), name(5000 + round));
@@ -74,8 +75,10 @@ fn a_neighbour_recycled_under_the_reader_is_dropped() {
         for content in site.held(&old).iter().flatten() {
             assert!(*content == old_content, "round {round}: {old} holds other content");
         }
+        archived += u32::from(site.held(&old).iter().any(|held| !held.is_empty()));
         fs::remove_file(site.pg_wal().join(&new)).unwrap();
     }
+    assert!((1..ROUNDS).contains(&archived), "rounds in which the neighbour was archived: {archived}");
 }
 
 /// A file that is written over in place, without a new name, is refused or archived whole, before or after.
@@ -83,6 +86,7 @@ fn a_neighbour_recycled_under_the_reader_is_dropped() {
 fn a_file_written_over_in_place_is_never_archived_half_and_half() {
     let site = Site::new(1, 1);
     let longest = time_of_a_push(&site);
+    let mut archived = 0;
     for round in 0..ROUNDS {
         let own = name(6000 + round);
         let (first, second) = (segment(&own, u64::from(round)), segment(&own, u64::from(round) + 10_000));
@@ -92,7 +96,7 @@ fn a_file_written_over_in_place_is_never_archived_half_and_half() {
             let push = scope.spawn(|| site.push(&own));
             thread::sleep(longest.mul_f64(fastrand::f64()));
             recycle(&path, &path, &second);
-            let _ = push.join().unwrap();
+            archived += u32::from(push.join().unwrap().is_ok());
         });
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
         for content in site.held(&own).iter().flatten() {
@@ -100,6 +104,7 @@ fn a_file_written_over_in_place_is_never_archived_half_and_half() {
         }
         fs::remove_file(site.pg_wal().join(format!("archive_status/{own}.ready"))).unwrap();
     }
+    assert!(archived > 0);
 }
 
 /// Returns about how long the part of a push takes that a change of the file can fall into.
