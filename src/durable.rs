@@ -68,7 +68,7 @@ pub fn temp_beside(path: &Path, mode: u32) -> io::Result<(File, TempFile)> {
         };
         match TempFile::create(candidate, create) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => return made,
+            result => return result,
         }
     }
 }

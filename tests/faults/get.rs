@@ -87,7 +87,7 @@ fn at_every_call(wanted: &str, content: Option<&[u8]>, kinds: &[Kind]) {
             let fired = faults.iter().any(|faults| faults.fired() > 0);
             match (&got.outcome, content) {
                 (Ok(()), Some(content)) => {
-                    assert!(got.file.as_deref() == Some(content), "{when}: wrong file")
+                    assert!(got.file.as_deref() == Some(content), "{when}: wrong file");
                 }
                 (Ok(()), None) => panic!("{when}: found what is not there"),
                 (Err(error), _) => {

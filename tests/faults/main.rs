@@ -2,7 +2,9 @@
 //! disks that are full. No server is needed; segments are made up.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod anything;
 mod disks;
+mod garbage;
 mod get;
 mod orphan;
 mod push;

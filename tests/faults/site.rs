@@ -219,14 +219,15 @@ impl Site {
         let identity = self.path("identity.txt");
         fs::write(&identity, &key_pair().identity).unwrap();
         let text = format!(
-            "cluster = \"{CLUSTER}\"\ndata_dir = {:?}\nstate_dir = {:?}\n\n[archive]\nacknowledge = {}\n\n\
-             [encryption]\nrecipients = [{:?}]\nidentity_file = {identity:?}\n\n\
+            "cluster = \"{CLUSTER}\"\ndata_dir = \"{}\"\nstate_dir = \"{}\"\n\n[archive]\nacknowledge = {}\n\n\
+             [encryption]\nrecipients = [{:?}]\nidentity_file = \"{}\"\n\n\
              [[repository]]\nname = \"a\"\nurl = \"file://{}\"\n\n\
              [[repository]]\nname = \"b\"\nurl = \"file://{}\"\n",
-            self.path(host),
-            self.path(&format!("{host}-state")),
+            self.path(host).display(),
+            self.path(&format!("{host}-state")).display(),
             self.acknowledge,
             key_pair().recipient,
+            identity.display(),
             a.display(),
             b.display(),
         );
