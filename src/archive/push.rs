@@ -301,6 +301,15 @@ impl Batch<'_> {
 
     fn confirm(&self, target: &Target<'_>, held: &WalObject) -> Result<()> {
         let repository = target.repository;
+        // A copy that ran out of space on its way to another disk; no object of ours is empty.
+        if held.object.size == 0 {
+            return Err(Error::corrupt(format!(
+                "object \"{}\" in repository \"{}\" is empty and does not count",
+                held.object.key,
+                repository.name()
+            ))
+            .with_hint("remove it, and the next call stores it anew"));
+        }
         let result = repository.storage().confirm(&held.object.key, &repository.deadline());
         result.map_err(|error| repository.error("make durable in", &error))
     }

@@ -137,3 +137,20 @@ fn one_failure_that_may_pass_is_ridden_out() {
         }
     }
 }
+
+/// An object that somebody's copy left empty has the right key and counts for nothing.
+#[test]
+fn an_empty_object_is_no_copy() {
+    let site = Site::new(2, 1);
+    let path = site.add_segment(&name(1), 1);
+    site.push(&name(1)).unwrap();
+    std::fs::remove_file(site.path("state/index.sqlite")).unwrap();
+    let objects = site.snapshot().into_keys().filter(|path| path.to_string_lossy().contains("/wal/"));
+    let empty = objects.into_iter().find(|path| path.starts_with(site.path("b")));
+    let empty = empty.unwrap();
+    std::fs::write(&empty, "").unwrap();
+    assert_eq!(site.push(&name(1)).unwrap_err().kind(), Kind::Repository);
+    std::fs::remove_file(&empty).unwrap();
+    site.push(&name(1)).unwrap();
+    site.assert_archived(&name(1), &std::fs::read(path).unwrap(), "stored anew");
+}
