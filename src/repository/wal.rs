@@ -2,7 +2,7 @@
 
 use super::{ClusterKeys, Repository, WalObject};
 use crate::codec::{Opener, reading_failed};
-use crate::kind::{Error, Result};
+use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, TimelineId, WalSegmentName};
 use crate::storage::{self, Deadline};
 use std::io::Read;
@@ -78,6 +78,9 @@ pub fn list_histories(
     Ok(objects.into_iter().filter_map(WalObject::parse).collect())
 }
 
+/// How often an object is asked for anew whose transfer breaks off: one lost connection must not end a recovery.
+const TRANSFERS: u32 = 3;
+
 /// Returns the plaintext of a WAL object, checked against the CRC in its key. `length` is the segment size for
 /// segments. Failures are of [`crate::kind::Kind`] Repository (the store), Config (the identity) or Corrupt.
 pub fn read_wal_object(
@@ -89,20 +92,39 @@ pub fn read_wal_object(
     let key = &object.object.key;
     let named =
         |error: Error| error.context(format!("get \"{key}\" from repository \"{}\"", repository.name()));
-    let stored = repository
-        .storage()
-        .get(key, None, &repository.deadline())
-        .map_err(|error| repository.error(&format!("get \"{key}\" from"), &error))?;
+    let mut transfers = 0;
+    loop {
+        // The store's own retries cover the opening.
+        let stored = repository
+            .storage()
+            .get(key, None, &repository.deadline())
+            .map_err(|error| repository.error(&format!("get \"{key}\" from"), &error))?;
+        transfers += 1;
+        match read_transfer(stored, object, length, opener) {
+            Err(error) if error.kind() == Kind::Repository && transfers < TRANSFERS => {
+                tracing::debug!("\"{key}\" is asked for again: {error}");
+            }
+            result => return result.map_err(named),
+        }
+    }
+}
+
+fn read_transfer(
+    stored: Box<dyn Read + Send>,
+    object: &WalObject,
+    length: Option<u64>,
+    opener: &Opener,
+) -> Result<Vec<u8>> {
     let limit = length.unwrap_or(LARGEST_SMALL_FILE);
-    let mut reader = opener.open(key, stored).map_err(named)?.take(limit + 1);
+    let mut reader = opener.open(&object.object.key, stored)?.take(limit + 1);
     let mut plaintext = Vec::with_capacity(length.unwrap_or(0) as usize);
-    reader.read_to_end(&mut plaintext).map_err(|error| named(reading_failed(&error)))?;
+    reader.read_to_end(&mut plaintext).map_err(|error| reading_failed(&error))?;
     if length.is_some_and(|length| plaintext.len() as u64 != length) || plaintext.len() as u64 > limit {
-        return Err(named(Error::corrupt(format!("has {} bytes, expected {limit}", plaintext.len()))));
+        return Err(Error::corrupt(format!("has {} bytes, expected {limit}", plaintext.len())));
     }
     let crc = crc32fast::hash(&plaintext);
     if crc != object.crc {
-        return Err(named(Error::corrupt(format!("CRC-32 is {crc:08x}, its key says {:08x}", object.crc))));
+        return Err(Error::corrupt(format!("CRC-32 is {crc:08x}, its key says {:08x}", object.crc)));
     }
     Ok(plaintext)
 }

@@ -182,3 +182,21 @@ fn a_segment_in_flight_is_waited_for() {
         assert!(got.file.unwrap() == segment(&name(3), 3));
     });
 }
+
+/// One connection that breaks in mid-transfer must not stop a recovery, also where there is no other repository.
+#[test]
+fn a_transfer_that_breaks_is_begun_again() {
+    let site = site();
+    let mut options = site.get_options();
+    options.without = vec!["b".to_owned()];
+    let path = site.path("RECOVERYXLOG");
+    let mut broken = 0;
+    for call in 2..6 {
+        site.reset_faults();
+        site.faults[0].fail_at(call, Fault::Break);
+        walden::archive::get(&name(2), &path, &options, &site.repositories(), &opener()).unwrap();
+        broken += site.faults[0].fired();
+        assert!(fs::read(&path).unwrap() == segment(&name(2), 2));
+    }
+    assert_eq!(broken, 1);
+}
