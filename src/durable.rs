@@ -68,10 +68,12 @@ pub fn temp_beside(path: &Path, mode: u32) -> io::Result<(File, TempFile)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     loop {
         let candidate = dir.join(format!(".{name}.{}.{:08x}.tmp", std::process::id(), fastrand::u32(..)));
-        match OpenOptions::new().write(true).create_new(true).mode(mode).open(&candidate) {
-            Ok(file) => return Ok((file, TempFile::new(candidate))),
+        let create = |path: &Path| {
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(at(path))
+        };
+        match TempFile::create(candidate, create) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(at(&candidate)(error)),
+            result => return result,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::multiple_crate_versions)]
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -17,7 +18,9 @@ fn main() -> ExitCode {
             std::process::exit(141);
         }
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!(
+        // Where stderr is a full disk eprintln! would panic again, which aborts: a signal in the server's eyes.
+        let _ = writeln!(
+            std::io::stderr(),
             "ERROR: internal error: {message} at {place}; hint: this is a bug in walden, please report it"
         );
     }));

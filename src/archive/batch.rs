@@ -127,11 +127,11 @@ impl Batch<'_> {
                 .into_iter()
                 .filter(|target| outcome.stored.iter().any(|(r, _)| r.name() == target.repository.name()))
                 .collect();
-            self.look_again(&stored, name, crc)?;
+            failed = outcome.failed;
+            let verified = self.look_again(&stored, name, crc, &mut failed)?;
             done.stored = true;
             done.stored_size = Some(length);
-            done.copies.extend(stored.iter().map(|target| target.stamp()));
-            failed = outcome.failed;
+            done.copies.extend(verified.iter().map(|target| target.stamp()));
         }
         if done.copies.len() < self.options.acknowledge {
             let error = failed.into_iter().map(|(_, error)| error).next();
@@ -178,13 +178,29 @@ impl Batch<'_> {
 
     fn confirm(&self, target: &Target<'_>, held: &WalObject) -> Result<()> {
         let repository = target.repository;
+        // A copy that ran out of space on its way to another disk; no object of ours is empty.
+        if held.object.size == 0 {
+            return Err(Error::corrupt(format!(
+                "object \"{}\" in repository \"{}\" is empty and does not count",
+                held.object.key,
+                repository.name()
+            ))
+            .with_hint("remove it, and the next call stores it anew"));
+        }
         let result = repository.storage().confirm(&held.object.key, &repository.deadline());
         result.map_err(|error| repository.error("make durable in", &error))
     }
 
     /// Of two hosts that store different content at the same moment neither saw the other's before; now at least
-    /// one does.
-    fn look_again(&self, stored: &[&Target<'_>], name: ArchiveFileName, crc: u32) -> Result<()> {
+    /// one does. Returns the repositories that count: one that stored the file and does not answer now joins the
+    /// failed ones, and the others are enough or not.
+    fn look_again<'t, 'r>(
+        &self,
+        stored: &[&'t Target<'r>],
+        name: ArchiveFileName,
+        crc: u32,
+        failed: &mut Vec<(&'r Repository, Error)>,
+    ) -> Result<Vec<&'t Target<'r>>> {
         let repositories: Vec<&Repository> = stored.iter().map(|target| target.repository).collect();
         let answers = ask_all(
             &repositories,
@@ -192,11 +208,17 @@ impl Batch<'_> {
             |repository, deadline| find_contents(repository, &self.keys, name, deadline),
             |_| true,
         );
-        for (target, answer) in stored.iter().zip(answers) {
-            let held = answer.map_err(|error| target.repository.error("list", &error))?;
-            self.refuse_other_content(target, name, crc, &held)?;
+        let mut verified = Vec::new();
+        for (target, answer) in stored.iter().copied().zip(answers) {
+            match answer {
+                Ok(held) => {
+                    self.refuse_other_content(target, name, crc, &held)?;
+                    verified.push(target);
+                }
+                Err(error) => failed.push((target.repository, target.repository.error("list", &error))),
+            }
         }
-        Ok(())
+        Ok(verified)
     }
 
     /// On timelines above 1 the repository's history must be the one in `pg_wal`: else two servers made a timeline of
@@ -220,10 +242,16 @@ impl Batch<'_> {
         let history = ArchiveFileName::History(timeline);
         let Ok(local) = std::fs::read(self.pg_wal.join(history.to_string())) else { return Ok(()) };
         let crc = crc32fast::hash(&local);
+        let mut unasked = Vec::new();
         for target in &self.targets.ready {
             let repository = target.repository;
-            let held = find_contents(repository, &self.keys, history, &repository.deadline())
-                .map_err(|error| repository.error("list", &error))?;
+            let held = match find_contents(repository, &self.keys, history, &repository.deadline()) {
+                Ok(held) => held,
+                Err(error) => {
+                    unasked.push(repository.error("list", &error));
+                    continue;
+                }
+            };
             self.refuse_other_content(target, history, crc, &held).map_err(|error| {
                 error.context(format!("timeline {} has another history", timeline.0)).with_hint(
                     "another server has promoted to the same timeline; promote this one once more to get a number of \
@@ -231,7 +259,11 @@ impl Batch<'_> {
                 )
             })?;
         }
-        Ok(())
+        // The others were compared, and one that cannot be asked now will hardly take the file.
+        match unasked.into_iter().next() {
+            Some(error) if self.targets.ready.len() == 1 => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Says once a call what keeps repositories out, and why neighbours failed.

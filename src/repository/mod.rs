@@ -77,6 +77,9 @@ impl Repository {
     pub fn error(&self, what: &str, error: &storage::Error) -> Error {
         let base = Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", self.name));
         match error {
+            storage::Error::Refused(_) if self.is_local() => {
+                base.with_hint(format!("check the rights and the free space of {}", self.url()))
+            }
             storage::Error::Refused(_) => {
                 base.with_hint(format!("check the rights and the address of {}", self.url()))
             }

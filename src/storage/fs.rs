@@ -127,9 +127,8 @@ impl FsStorage {
             if name.starts_with('.') {
                 continue; // temporary files, and what is not ours
             }
-            let kind = entry.file_type().map_err(|e| classify(&durable::at(&path)(e)))?;
             let key = format!("{dir}{name}");
-            if kind.is_dir() {
+            if is_dir(&entry)? {
                 let key = key + "/";
                 let wanted = key.starts_with(prefix) || prefix.starts_with(&key);
                 // A folder lies wholly before the start when the start begins with none of it and sorts later.
@@ -168,6 +167,21 @@ fn object(key: String, meta: &std::fs::Metadata) -> Object {
 /// Returns whether the error says that there is no such file: also where a part of its path is a file itself.
 fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Returns whether the entry is a folder, or a link to one: operators move old folders to other disks. A link that
+/// leads nowhere (that disk is not mounted) is a failure, since what it hides is not proven absent.
+fn is_dir(entry: &std::fs::DirEntry) -> Result<bool> {
+    let path = entry.path();
+    let kind = entry.file_type().map_err(|e| classify(&durable::at(&path)(e)))?;
+    if !kind.is_symlink() {
+        return Ok(kind.is_dir());
+    }
+    match std::fs::metadata(&path) {
+        Ok(meta) => Ok(meta.is_dir()),
+        // Not "not found" but "could not tell".
+        Err(error) => Err(Error::Unreachable(format!("link {}", durable::at(&path)(error)))),
+    }
 }
 
 /// Tells apart what trying again may mend from what it does not.
@@ -323,8 +337,7 @@ impl Storage for FsStorage {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| classify(&durable::at(&path)(e)))?;
-            let is_dir = entry.file_type().map_err(|e| classify(&durable::at(&path)(e)))?.is_dir();
-            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string())
+            if let (true, Ok(name)) = (is_dir(&entry)?, entry.file_name().into_string())
                 && !name.starts_with('.')
             {
                 names.push(name);
@@ -368,6 +381,22 @@ mod tests {
     fn conforms() {
         let dir = tempfile::tempdir().unwrap();
         conformance::run(&FsStorage::new(dir.path().to_owned()));
+    }
+
+    #[test]
+    fn a_folder_that_was_moved_behind_a_link_is_seen_and_a_dangling_link_proves_nothing() {
+        let (dir, aside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = FsStorage::new(dir.path().to_owned());
+        let deadline = Deadline::stall(std::time::Duration::from_secs(10));
+        store.put_new("wal/1/a", &Bytes::from_static(b"x"), &deadline).unwrap();
+        std::fs::rename(dir.path().join("wal/1"), aside.path().join("1")).unwrap();
+        std::os::unix::fs::symlink(aside.path().join("1"), dir.path().join("wal/1")).unwrap();
+        let list = || store.list("wal/", "", 10, &deadline);
+        assert_eq!(list().unwrap().len(), 1);
+        assert_eq!(store.list_folders("wal/", &deadline).unwrap(), ["1"]);
+        std::fs::rename(aside.path().join("1"), aside.path().join("2")).unwrap();
+        assert!(list().unwrap_err().is_retryable());
+        assert!(store.list_folders("wal/", &deadline).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod archive;
 mod backup_engine;
 mod cli;
+mod crash;
 mod demo;
 mod doubt;
 mod init;
