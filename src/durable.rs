@@ -174,7 +174,7 @@ mod tests {
         if elsewhere.as_ref().is_none_or(|dir| device(dir.path()) == device(here.path())) {
             eprintln!("only one filesystem to try");
         }
-        for from in [beside.path()].into_iter().chain(elsewhere.as_ref().map(|dir| dir.path())) {
+        for from in [beside.path()].into_iter().chain(elsewhere.as_ref().map(tempfile::TempDir::path)) {
             let (mut file, temp) = temp_beside(&from.join("x"), 0o600).unwrap();
             file.write_all(b"new").unwrap();
             let target = here.path().join("target");
