@@ -128,10 +128,9 @@ impl Spool {
         for entry in found {
             let path = self.dir.join(entry.name());
             let mine = self.dir.join(format!(".taken-{}-{:08x}", std::process::id(), fastrand::u32(..)));
-            if std::fs::rename(&path, &mine).is_err() {
+            let Ok(((), mine)) = TempFile::create(mine, |mine| std::fs::rename(&path, mine)) else {
                 continue; // somebody else has it
-            }
-            let mine = TempFile::new(mine);
+            };
             if taken.is_some() || conflict {
                 continue; // dropping it removes the file
             }
@@ -164,8 +163,7 @@ impl Spool {
         let failed = |error: io::Error| Error::other(format!("write to the spool: {error}"));
         let path = self.fetching(segment);
         let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).clone();
-        let mut file = options.open(&path).map_err(failed)?;
-        let temp = TempFile::new(path);
+        let (mut file, temp) = TempFile::create(path, |path| options.open(path)).map_err(failed)?;
         fetch(&mut file)?;
         let name = Entry { segment, crc, id: id.to_owned() }.name();
         std::fs::rename(temp.path(), self.dir.join(name)).map_err(failed)?;

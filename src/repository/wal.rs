@@ -80,9 +80,6 @@ pub fn list_histories(
     Ok(objects.into_iter().filter_map(WalObject::parse).collect())
 }
 
-/// How often an object is asked for anew whose transfer breaks off: one lost connection must not end a recovery.
-const TRANSFERS: u32 = 3;
-
 /// Returns the plaintext of a WAL object, checked against the CRC in its key. `length` is the segment size for
 /// segments. Failures are of [`crate::kind::Kind`] Repository (the store), Config (the identity) or Corrupt.
 pub fn read_wal_object(

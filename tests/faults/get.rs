@@ -63,7 +63,7 @@ fn get(site: &Site, name: &str, when: &str) -> Got {
     assert!(found.keys().all(|path| !is_temporary(path)), "{when}: a temporary file is left");
     let file = found.remove(&path);
     assert!(found.is_empty(), "{when}: more files than one");
-    Got { outcome, file }
+    Got { outcome: outcome.map(drop), file }
 }
 
 /// Gets `wanted`, of which `content` is known (none: it is nowhere), with each fault at each call.
