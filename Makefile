@@ -36,4 +36,4 @@ demo:
 	cargo run --quiet -- demo
 
 bench:
-	cargo bench
+	benches/peers.sh

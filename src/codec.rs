@@ -65,7 +65,11 @@ impl Sealer {
 
     /// Returns a writer of one object in memory, with room for `capacity` bytes.
     pub fn writer(&self, capacity: usize) -> Result<SealedWriter> {
-        let out = Vec::with_capacity(capacity);
+        self.writer_to(Vec::with_capacity(capacity))
+    }
+
+    /// Returns a writer of one object that goes on to `out`.
+    pub fn writer_to<W: Write>(&self, out: W) -> Result<SealedWriter<W>> {
         let sink = if self.encrypts() {
             let recipients = self.recipients.iter().map(|r| r.as_ref() as &dyn Recipient);
             let encryptor = age::Encryptor::with_recipients(recipients).kind(Kind::Config, "encrypt")?;
@@ -102,18 +106,18 @@ fn parse_recipient(text: &str) -> Result<Box<dyn Recipient + Send + Sync>> {
     }
 }
 
-enum Sink {
-    Plain(Vec<u8>),
-    Age(Box<age::stream::StreamWriter<Vec<u8>>>),
+enum Sink<W: Write> {
+    Plain(W),
+    Age(Box<age::stream::StreamWriter<W>>),
 }
 
 /// Counts the bytes of the LZ4 stream: the offsets in a backup's manifest are of this stream.
-struct Counted {
-    sink: Sink,
+struct Counted<W: Write> {
+    sink: Sink<W>,
     written: u64,
 }
 
-impl Write for Counted {
+impl<W: Write> Write for Counted<W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let n = match &mut self.sink {
             Sink::Plain(out) => out.write(buf)?,
@@ -127,15 +131,15 @@ impl Write for Counted {
     }
 }
 
-/// Builds one object in memory. Plaintext is written; [`SealedWriter::end_frame`] begins a new LZ4 frame.
-pub struct SealedWriter {
-    frames: FrameEncoder<Counted>,
+/// Builds one object, in memory or on its way. Plaintext is written; [`SealedWriter::end_frame`] begins a new LZ4 frame.
+pub struct SealedWriter<W: Write = Vec<u8>> {
+    frames: FrameEncoder<Counted<W>>,
     /// Whether bytes were written since the last end of a frame.
     in_frame: bool,
     ended_frames: u64,
 }
 
-impl SealedWriter {
+impl<W: Write> SealedWriter<W> {
     /// Ends the current frame (none if nothing was written since the last end) and returns the offset in the LZ4
     /// stream at which the next one begins, in bytes.
     pub fn end_frame(&mut self) -> Result<u64> {
@@ -148,8 +152,8 @@ impl SealedWriter {
         Ok(self.frames.get_ref().written)
     }
 
-    /// Ends the object and returns its bytes.
-    pub fn finish(self) -> Result<Vec<u8>> {
+    /// Ends the object and returns what it was written to: its bytes, if that was memory.
+    pub fn finish(self) -> Result<W> {
         let counted = if self.in_frame || self.ended_frames == 0 {
             self.frames.finish().context("compress")?
         } else {
@@ -162,7 +166,7 @@ impl SealedWriter {
     }
 }
 
-impl Write for SealedWriter {
+impl<W: Write> Write for SealedWriter<W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let n = self.frames.write(buf)?;
         self.in_frame |= n > 0;

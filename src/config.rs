@@ -117,6 +117,9 @@ pub struct Archive {
     pub deadline: Duration,
     /// How many segments one call may archive besides its own.
     pub look_ahead: usize,
+    /// `prefetch = N`: how many segments archive-get keeps ready in the spool in `state_dir` beyond the one that the
+    /// server asked for last. 8 unless given, at most 16, and never more than 256 MiB; 0 turns prefetching off.
+    pub prefetch: usize,
 }
 
 #[derive(Deserialize)]
@@ -152,6 +155,7 @@ struct ArchiveFile {
     parallel: Option<usize>,
     deadline: Option<String>,
     look_ahead: Option<usize>,
+    prefetch: Option<usize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -215,6 +219,11 @@ impl Config {
     /// Returns the directory of this cluster's state.
     pub fn cluster_state_dir(&self) -> PathBuf {
         self.state_dir.join(&self.cluster)
+    }
+
+    /// Returns the directory of the spools of prefetched segments, one for each system identifier.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.cluster_state_dir().join("spool")
     }
 
     /// Returns the path of the index.
@@ -336,8 +345,14 @@ fn parse_archive(file: &ArchiveFile) -> Result<Archive> {
     if look_ahead > 1000 {
         return Err(Error::config(format!("archive.look_ahead = {look_ahead}: it is at most 1000")));
     }
+    let prefetch = file.prefetch.unwrap_or(8);
+    if prefetch > 16 {
+        return Err(Error::config(format!(
+            "archive.prefetch = {prefetch}: it is at most 16, and 0 turns it off"
+        )));
+    }
     let deadline = parse_duration("archive.deadline", file.deadline.as_deref().unwrap_or("2m"))?;
-    Ok(Archive { acknowledge, parallel, deadline, look_ahead })
+    Ok(Archive { acknowledge, parallel, deadline, look_ahead, prefetch })
 }
 
 fn parse_duration(key: &str, text: &str) -> Result<Duration> {
@@ -429,6 +444,7 @@ identity_file = "identity.txt"
             ("file:///srv/walden", "ftp://x/y", "is not a URL"),
             ("file:///srv/walden", "s3://acme-wal/prod", "two repositories have the URL"),
             ("[encryption]", "[archive]\nacknowledge = 3\n[encryption]", "acknowledge = 3"),
+            ("[encryption]", "[archive]\nprefetch = 17\n[encryption]", "archive.prefetch"),
             ("[encryption]", "[archive]\ndeadline = \"soon\"\n[encryption]", "archive.deadline"),
             ("recipients = [\"age1qqqq\"]", "recipients = []", "recipients is empty"),
         ] {

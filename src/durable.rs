@@ -34,9 +34,9 @@ pub fn sync_up_to(file: &Path, root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates the directories from below `root` down to `dir`, each made durable in its parent. `root` itself must
-/// be there: a missing root is an unmounted disk, not a directory to create.
-pub fn create_dirs_below(root: &Path, dir: &Path) -> io::Result<()> {
+/// Creates the directories from below `root` down to `dir`, each given to `owner` and made durable in its parent. `root`
+/// itself must be there: a missing root is an unmounted disk, not a directory to create.
+pub fn create_dirs_below(root: &Path, dir: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     let Ok(relative) = dir.strip_prefix(root) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "directory lies outside the root"));
     };
@@ -48,7 +48,12 @@ pub fn create_dirs_below(root: &Path, dir: &Path) -> io::Result<()> {
         let parent = current.clone();
         current.push(part);
         match std::fs::create_dir(&current) {
-            Ok(()) => sync_dir(&parent)?,
+            Ok(()) => {
+                if let Some((uid, gid)) = owner {
+                    std::os::unix::fs::chown(&current, Some(uid), Some(gid)).map_err(at(&current))?;
+                }
+                sync_dir(&parent)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(at(&current)(error)),
         }
@@ -63,10 +68,12 @@ pub fn temp_beside(path: &Path, mode: u32) -> io::Result<(File, TempFile)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     loop {
         let candidate = dir.join(format!(".{name}.{}.{:08x}.tmp", std::process::id(), fastrand::u32(..)));
-        match OpenOptions::new().write(true).create_new(true).mode(mode).open(&candidate) {
-            Ok(file) => return Ok((file, TempFile::new(candidate))),
+        let create = |path: &Path| {
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(at(path))
+        };
+        match TempFile::create(candidate, create) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(at(&candidate)(error)),
+            result => return result,
         }
     }
 }
@@ -112,6 +119,37 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
     publish_over(temp, path)
 }
 
+/// Writes `content` to `path` in one step, for notes that need not outlive a crash: whoever reads it sees the old
+/// content or the whole new one.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let (mut file, temp) = temp_beside(path, mode)?;
+    file.write_all(content).map_err(at(temp.path()))?;
+    std::fs::rename(temp.path(), path).map_err(at(path))?;
+    temp.forget();
+    Ok(())
+}
+
+/// Moves the temporary file onto `path`, by a copy beside it where that is another filesystem; what is at `path` is
+/// replaced in one step either way. Not durable: the server makes restored WAL durable itself (`durable_rename` in
+/// `KeepFileRestoredFromArchive`).
+pub fn move_onto(temp: TempFile, path: &Path, mode: u32) -> io::Result<()> {
+    match std::fs::rename(temp.path(), path) {
+        Ok(()) => {
+            temp.forget();
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let mut from = File::open(temp.path()).map_err(at(temp.path()))?;
+            let (mut file, beside) = temp_beside(path, mode)?;
+            io::copy(&mut from, &mut file).map_err(at(beside.path()))?;
+            std::fs::rename(beside.path(), path).map_err(at(path))?;
+            beside.forget();
+            Ok(())
+        }
+        Err(error) => Err(at(path)(error)),
+    }
+}
+
 /// Writes `content` to a new file at `path`, durably. Returns false where the name is taken.
 pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     let (mut file, temp) = temp_beside(path, mode)?;
@@ -122,4 +160,30 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
 /// Returns `path` as an absolute one, without asking whether it exists and without resolving links.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     std::path::absolute(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_file_is_moved_onto_another_within_a_filesystem_and_across() {
+        let here = tempfile::tempdir().unwrap();
+        let beside = tempfile::tempdir_in(here.path()).unwrap();
+        let elsewhere = tempfile::tempdir_in("/dev/shm").ok();
+        let device = |dir: &Path| std::fs::metadata(dir).unwrap().dev();
+        if elsewhere.as_ref().is_none_or(|dir| device(dir.path()) == device(here.path())) {
+            eprintln!("only one filesystem to try");
+        }
+        for from in [beside.path()].into_iter().chain(elsewhere.as_ref().map(tempfile::TempDir::path)) {
+            let (mut file, temp) = temp_beside(&from.join("x"), 0o600).unwrap();
+            file.write_all(b"new").unwrap();
+            let target = here.path().join("target");
+            std::fs::write(&target, "old").unwrap();
+            move_onto(temp, &target, 0o600).unwrap();
+            assert_eq!(std::fs::read(&target).unwrap(), b"new");
+            assert_eq!(std::fs::read_dir(from).unwrap().count(), 0, "nothing is left behind");
+        }
+    }
 }

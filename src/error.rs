@@ -11,7 +11,7 @@ pub fn exit_code(kind: Kind) -> u8 {
         Kind::Other | Kind::Absent => 1,
         Kind::Usage => 2,
         Kind::Config => 3,
-        Kind::Repository | Kind::Doubt => 4,
+        Kind::Repository | Kind::Doubt | Kind::MustStop => 4,
         Kind::Conflict => 5,
         Kind::Corrupt => 6,
         Kind::Server => 7,
@@ -24,6 +24,7 @@ pub fn exit_code(kind: Kind) -> u8 {
 pub fn archive_get_code(kind: Kind, retry: bool) -> u8 {
     match kind {
         Kind::Absent => 1,
+        Kind::MustStop => CANNOT_ANSWER,
         // "Not found" is what 1 means to the server; a standby may retry after anything, and takes 1-125 alike.
         Kind::Other if retry => 4,
         kind if retry => exit_code(kind),
@@ -54,5 +55,7 @@ mod tests {
         }
         assert_eq!(archive_get_code(Kind::Absent, false), 1);
         assert_eq!(archive_get_code(Kind::Absent, true), 1);
+        assert_eq!(archive_get_code(Kind::MustStop, false), CANNOT_ANSWER);
+        assert_eq!(archive_get_code(Kind::MustStop, true), CANNOT_ANSWER);
     }
 }

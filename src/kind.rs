@@ -29,6 +29,8 @@ pub enum Kind {
     Absent,
     /// Whether the file exists cannot be said; recovery must stop rather than end early.
     Doubt,
+    /// As [`Kind::Doubt`], and not even a standby may go on asking, for it would replay an abandoned timeline.
+    MustStop,
 }
 
 /// A failure with its kind, one line of text and perhaps a hint.

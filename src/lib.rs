@@ -11,7 +11,7 @@
 //!    whether an earlier call has archived this very file. If so, this is the end.
 //! 3. It asks every [`repository`] what it holds under this name (`targets`), and takes other waiting segments along
 //!    (`ready`).
-//! 4. It reads the file. [`codec`] compresses and encrypts it, once for all repositories; [`repository`] makes the key and
+//! 4. It reads the file (`batch`). [`codec`] compresses and encrypts it, once for all repositories; [`repository`] makes the key and
 //!    sends the object; [`storage`] makes it durable, in a directory (through [`durable`]) or in S3.
 //! 5. It looks once more for other content of the same name, writes the index's row, and returns. [`error`] makes the exit
 //!    code.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::multiple_crate_versions)]
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -10,8 +11,16 @@ fn main() -> ExitCode {
     // One line, without a backtrace: it goes into the server's log.
     std::panic::set_hook(Box::new(|info| {
         let message = info.payload_as_str().unwrap_or("unknown").replace('\n', " ");
+        if message.starts_with("failed printing to std") {
+            // Whoever read our output has gone (`walden status | head -1`): end as a program that does not ignore
+            // SIGPIPE would, without a word.
+            walden::shutdown::remove_temporary_files();
+            std::process::exit(141);
+        }
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!(
+        // Where stderr is a full disk eprintln! would panic again, which aborts: a signal in the server's eyes.
+        let _ = writeln!(
+            std::io::stderr(),
             "ERROR: internal error: {message} at {place}; hint: this is a bug in walden, please report it"
         );
     }));

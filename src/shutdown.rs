@@ -6,6 +6,7 @@
 
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, raise, signal, sigprocmask};
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -25,10 +26,13 @@ pub struct TempFile {
 }
 
 impl TempFile {
-    /// Registers `path`, a file that exists.
-    pub fn new(path: PathBuf) -> Self {
-        registry().insert(path.clone());
-        Self { path }
+    /// Has `create` make the file at `path`, and registers it. The end of the process cannot come in between, and none
+    /// is made once it has begun.
+    pub fn create<T>(path: PathBuf, create: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<(T, Self)> {
+        let mut registry = registry();
+        let made = create(&path)?;
+        registry.insert(path.clone());
+        Ok((made, Self { path }))
     }
 
     /// Returns the path.
@@ -52,7 +56,11 @@ impl Drop for TempFile {
 
 /// Removes every temporary file now; the process is about to end.
 pub fn remove_temporary_files() {
-    for path in std::mem::take(&mut *registry()) {
+    remove_all(&mut registry());
+}
+
+fn remove_all(registry: &mut BTreeSet<PathBuf>) {
+    for path in std::mem::take(registry) {
         let _ = std::fs::remove_file(path);
     }
 }
@@ -81,6 +89,10 @@ pub fn watch_signals() {
         if let Some(action) = action {
             action();
         }
+        // The other threads go on until the process is dead. Held to the end, the registry keeps them from making another
+        // file, and from reporting a failure of their own because theirs is gone.
+        let mut registry = registry();
+        remove_all(&mut registry);
         reset_and_die(received, set);
     });
 }

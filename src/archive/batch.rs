@@ -1,6 +1,8 @@
 //! The files of one push call: each is read and checked, compared with what the repositories hold under its name,
 //! stored durably, and looked for once more.
 
+use super::memory::Memory;
+use super::outgoing::{Outgoing, memory_for};
 use super::push::PushOptions;
 use super::ready;
 use super::source::WalFile;
@@ -8,10 +10,9 @@ use super::targets::{Target, Targets};
 use crate::codec::Sealer;
 use crate::index::{Commits, Fingerprint, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
-use crate::postgres::wal::{SegmentSummary, summarize};
+use crate::postgres::wal::SegmentSummary;
 use crate::postgres::{ArchiveFileName, PgTimestamp, TimelineId};
-use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, find_contents, ship};
-use bytes::Bytes;
+use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, find_contents};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,6 +52,8 @@ pub struct Batch<'a> {
     pub sealer: &'a Sealer,
     /// The repositories that take part.
     pub targets: &'a Targets<'a>,
+    /// What the files that are archived at once may take.
+    pub memory: Memory,
     /// Timelines whose history was compared, and the outcome.
     pub histories: Mutex<Vec<(TimelineId, Option<Error>)>>,
 }
@@ -88,9 +91,11 @@ impl Batch<'_> {
     fn archive_one(&self, file: &mut WalFile) -> Result<Done> {
         let name = file.name;
         self.compare_history(name)?;
-        let content = file.read()?;
-        let crc = crc32fast::hash(&content);
-        let summary = read_records(name, &content);
+        let mut memory = self.memory.take(memory_for(file));
+        // What may be archived already is read first, and sealed only if it turns out that it is not.
+        let at_once = self.targets.ready.iter().all(|target| target.contents(name).is_empty());
+        let mut outgoing = Outgoing::read(file, self.sealer, at_once, &mut memory)?;
+        let crc = outgoing.crc;
         let mut holding = Vec::new();
         let mut lacking = Vec::new();
         for target in &self.targets.ready {
@@ -110,28 +115,23 @@ impl Batch<'_> {
             stored_size: None,
             copies: holding.iter().map(|target| target.stamp()).collect(),
             failed: Vec::new(),
-            summary,
+            summary: outgoing.summary.take(),
         };
         let mut failed = Vec::new();
         if !lacking.is_empty() {
-            let object = Bytes::from(self.sealer.seal(&content)?);
-            drop(content);
-            if !file.is_unchanged() {
-                return Err(Error::other("the file changed while it was archived"));
-            }
             let key = self.keys.wal_object(name, crc, self.sealer.ending());
             let to: Vec<&Repository> = lacking.iter().map(|target| target.repository).collect();
             let enough = self.options.acknowledge.saturating_sub(holding.len());
-            let outcome = ship(&to, &key, &object, enough);
+            let (outcome, length) = outgoing.ship(file, self.sealer, &to, &key, enough)?;
             let stored: Vec<&Target<'_>> = lacking
                 .into_iter()
                 .filter(|target| outcome.stored.iter().any(|(r, _)| r.name() == target.repository.name()))
                 .collect();
-            self.look_again(&stored, name, crc)?;
-            done.stored = true;
-            done.stored_size = Some(object.len() as u64);
-            done.copies.extend(stored.iter().map(|target| target.stamp()));
             failed = outcome.failed;
+            let verified = self.look_again(&stored, name, crc, &mut failed)?;
+            done.stored = true;
+            done.stored_size = Some(length);
+            done.copies.extend(verified.iter().map(|target| target.stamp()));
         }
         if done.copies.len() < self.options.acknowledge {
             let error = failed.into_iter().map(|(_, error)| error).next();
@@ -178,13 +178,29 @@ impl Batch<'_> {
 
     fn confirm(&self, target: &Target<'_>, held: &WalObject) -> Result<()> {
         let repository = target.repository;
+        // A copy that ran out of space on its way to another disk; no object of ours is empty.
+        if held.object.size == 0 {
+            return Err(Error::corrupt(format!(
+                "object \"{}\" in repository \"{}\" is empty and does not count",
+                held.object.key,
+                repository.name()
+            ))
+            .with_hint("remove it, and the next call stores it anew"));
+        }
         let result = repository.storage().confirm(&held.object.key, &repository.deadline());
         result.map_err(|error| repository.error("make durable in", &error))
     }
 
     /// Of two hosts that store different content at the same moment neither saw the other's before; now at least
-    /// one does.
-    fn look_again(&self, stored: &[&Target<'_>], name: ArchiveFileName, crc: u32) -> Result<()> {
+    /// one does. Returns the repositories that count: one that stored the file and does not answer now joins the
+    /// failed ones, and the others are enough or not.
+    fn look_again<'t, 'r>(
+        &self,
+        stored: &[&'t Target<'r>],
+        name: ArchiveFileName,
+        crc: u32,
+        failed: &mut Vec<(&'r Repository, Error)>,
+    ) -> Result<Vec<&'t Target<'r>>> {
         let repositories: Vec<&Repository> = stored.iter().map(|target| target.repository).collect();
         let answers = ask_all(
             &repositories,
@@ -192,11 +208,17 @@ impl Batch<'_> {
             |repository, deadline| find_contents(repository, &self.keys, name, deadline),
             |_| true,
         );
-        for (target, answer) in stored.iter().zip(answers) {
-            let held = answer.map_err(|error| target.repository.error("list", &error))?;
-            self.refuse_other_content(target, name, crc, &held)?;
+        let mut verified = Vec::new();
+        for (target, answer) in stored.iter().copied().zip(answers) {
+            match answer {
+                Ok(held) => {
+                    self.refuse_other_content(target, name, crc, &held)?;
+                    verified.push(target);
+                }
+                Err(error) => failed.push((target.repository, target.repository.error("list", &error))),
+            }
         }
-        Ok(())
+        Ok(verified)
     }
 
     /// On timelines above 1 the repository's history must be the one in `pg_wal`: else two servers made a timeline of
@@ -220,10 +242,16 @@ impl Batch<'_> {
         let history = ArchiveFileName::History(timeline);
         let Ok(local) = std::fs::read(self.pg_wal.join(history.to_string())) else { return Ok(()) };
         let crc = crc32fast::hash(&local);
+        let mut unasked = Vec::new();
         for target in &self.targets.ready {
             let repository = target.repository;
-            let held = find_contents(repository, &self.keys, history, &repository.deadline())
-                .map_err(|error| repository.error("list", &error))?;
+            let held = match find_contents(repository, &self.keys, history, &repository.deadline()) {
+                Ok(held) => held,
+                Err(error) => {
+                    unasked.push(repository.error("list", &error));
+                    continue;
+                }
+            };
             self.refuse_other_content(target, history, crc, &held).map_err(|error| {
                 error.context(format!("timeline {} has another history", timeline.0)).with_hint(
                     "another server has promoted to the same timeline; promote this one once more to get a number of \
@@ -231,7 +259,11 @@ impl Batch<'_> {
                 )
             })?;
         }
-        Ok(())
+        // The others were compared, and one that cannot be asked now will hardly take the file.
+        match unasked.into_iter().next() {
+            Some(error) if self.targets.ready.len() == 1 => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Says once a call what keeps repositories out, and why neighbours failed.
@@ -247,27 +279,6 @@ impl Batch<'_> {
             }
         }
     }
-}
-
-/// Reads a segment's records for the index. What is wrong with them is no reason not to archive it: the server has no
-/// better bytes.
-fn read_records(name: ArchiveFileName, content: &[u8]) -> Option<SegmentSummary> {
-    let ArchiveFileName::Segment(_) = name else { return None };
-    let summary = summarize(content, None).0;
-    if summary.major_version.is_none() {
-        tracing::warn!(
-            "WAL segment \"{name}\" has the unknown page magic {:04X}; archived, but its commits are not known",
-            summary.magic
-        );
-    } else if let Some(bad) = summary.bad_record.as_ref().filter(|bad| !bad.is_end_of_wal) {
-        tracing::warn!(
-            "WAL segment \"{name}\" has a bad record at {}: {}; archived as it is; hint: recovery cannot pass it, take a \
-             base backup now",
-            bad.lsn,
-            bad.reason
-        );
-    }
-    Some(summary)
 }
 
 /// Returns what the index keeps of the commits in a segment.

@@ -2,19 +2,29 @@
 //!
 //! `push` takes one segment and its waiting neighbours to the repositories: `source` reads and checks files in
 //! `pg_wal`, `ready` finds the neighbours, `targets` says which repositories can take part, `batch` does the work on each
-//! file, `backlog` spends spare time on what a repository missed. `get` brings one file
-//! back, and `absence` says whether a file that is not there is proven absent. What an outcome means as an exit code is
-//! decided in the shell.
+//! file, which `outgoing` seals and ships within the bounds of `memory`; `backlog` spends spare time on what a repository
+//! missed. `get` brings one file, whose `content` is verified on its way, and `absence` says whether a file that is not
+//! there is proven absent; `fork` and `doubt` keep the server off abandoned timelines meanwhile. `prefetch` fetches ahead
+//! of the server into the `spool`. What an outcome means as an exit code is decided in the shell.
 
 mod absence;
 mod backlog;
 mod batch;
+mod content;
+mod doubt;
+mod fork;
 mod get;
+mod memory;
+mod outgoing;
+mod prefetch;
 mod push;
 mod ready;
 mod source;
+mod spool;
 mod targets;
 
-pub use get::{GetOptions, get};
+pub use get::{Fetched, GetOptions, get};
+pub use prefetch::{PrefetchOptions, prefetch};
 pub use push::{PushOptions, Pushed, push};
 pub use source::{Origin, WalFile, system_identifier_beside};
+pub use spool::Spool;

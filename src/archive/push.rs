@@ -5,6 +5,8 @@
 //! race, at least one sees the other's), and only then written into the index and acknowledged.
 
 use super::batch::{Batch, Done, commits_of};
+use super::memory::Memory;
+use super::outgoing::MEMORY;
 use super::source::{Origin, WalFile};
 use super::targets::{self, Targets};
 use super::{backlog, ready};
@@ -68,7 +70,9 @@ pub fn push(
     let sysid = files[0].sysid;
     let keys = ClusterKeys::new(&options.cluster, sysid);
     let targets = open_targets(repositories, options, sysid, &names, index)?;
-    let batch = Batch { keys, pg_wal, options, sealer, targets: &targets, histories: Mutex::default() };
+    let memory = Memory::new(MEMORY);
+    let batch =
+        Batch { keys, pg_wal, options, sealer, targets: &targets, memory, histories: Mutex::default() };
     let outcomes = batch.archive_all(&mut files);
     batch.warn_of_failed_repositories(&files, &outcomes);
     for (url, error) in outcomes.iter().flatten().flatten().flat_map(|done| &done.failed) {

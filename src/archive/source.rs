@@ -9,11 +9,14 @@ use crate::index::Fingerprint;
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, ControlFile, Lsn, SegmentHeader, SystemIdentifier};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// The size of a WAL page, in bytes; the server can be built with another, Walden refuses it (`wal_header`).
 const WAL_PAGE: usize = 8192;
+
+/// How much is read at a time, in bytes: whole pages, and few enough that all who look at them find them in the cache.
+const PIECE: usize = 32 * WAL_PAGE;
 
 /// A file in `pg_wal` and what was known of it before it was read.
 #[derive(Debug)]
@@ -75,50 +78,50 @@ impl WalFile {
         &self.path
     }
 
-    /// Returns the content. Fails when the file changed while it was read.
-    pub fn read(&mut self) -> Result<Vec<u8>> {
-        let content = self.read_once()?;
-        let Some(first) = self.first_page_address() else { return Ok(content) };
-        let Some(stray) = stray_page(&content, first) else { return Ok(content) };
-        if matches!(self.name, ArchiveFileName::Partial(_)) {
-            return Ok(content); // its tail is what the recycled file held before
-        }
-        // Either somebody is writing over the file, which the second read shows, or the server itself wrote a bad
-        // page, and there are no better bytes to be had.
-        if self.read_once()? != content {
-            return Err(Error::other("the file changed while it was read"));
-        }
-        tracing::warn!(
-            "WAL segment \"{}\" has a page at offset {stray} that bears another address; archived as it is",
-            self.name
-        );
-        Ok(content)
-    }
-
-    fn first_page_address(&self) -> Option<Lsn> {
-        self.header.as_ref().map(|header| header.page_address)
-    }
-
-    fn read_once(&mut self) -> Result<Vec<u8>> {
-        use std::io::{Seek, SeekFrom};
-        let shown = self.path.display().to_string();
-        let size = self.fingerprint.size as usize;
-        let mut content = Vec::with_capacity(size);
-        self.file.seek(SeekFrom::Start(0)).context(format!("read \"{shown}\""))?;
-        (&self.file).take(size as u64 + 1).read_to_end(&mut content).context(format!("read \"{shown}\""))?;
-        if content.len() != size || !self.is_unchanged() {
-            return Err(Error::other("the file changed while it was read"));
-        }
-        if let (Some(_), ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment)) =
-            (&self.header, self.name)
-        {
-            let header = SegmentHeader::parse(&content).kind(Kind::Corrupt, "header")?;
-            header.check(segment, content.len() as u64).kind(Kind::Corrupt, "header")?;
-            if header.system_identifier != self.sysid {
-                return Err(Error::corrupt("the system identifier in the header changed"));
+    /// Reads the file from its beginning and hands it to `each` piece by piece. Returns the offset of the first page
+    /// that bears another address than its own, where the file has pages. Fails when the file changed while it was
+    /// read, and with the first error of `each`.
+    pub fn pass(&mut self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<Option<u64>> {
+        let reading = format!("read \"{}\"", self.path.display());
+        let changed = || Error::other("the file changed while it was read");
+        let size = self.fingerprint.size;
+        let mut buffer = vec![0; PIECE.min(size as usize + 1)];
+        let (mut offset, mut stray) = (0, None);
+        self.file.seek(SeekFrom::Start(0)).context(&reading)?;
+        loop {
+            let piece = fill(&self.file, &mut buffer).context(&reading)?;
+            if piece.is_empty() {
+                break;
             }
+            if let Some(header) = &self.header {
+                if offset == 0 {
+                    self.check_header(piece)?;
+                }
+                let first = header.page_address + offset;
+                stray = stray.or_else(|| stray_page(piece, first).map(|at| offset + at as u64));
+            }
+            offset += piece.len() as u64;
+            if offset > size {
+                return Err(changed());
+            }
+            each(piece)?;
         }
-        Ok(content)
+        if offset != size || !self.is_unchanged() {
+            return Err(changed());
+        }
+        Ok(stray)
+    }
+
+    fn check_header(&self, bytes: &[u8]) -> Result<()> {
+        let (ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment)) = self.name else {
+            return Ok(());
+        };
+        let header = SegmentHeader::parse(bytes).kind(Kind::Corrupt, "header")?;
+        header.check(segment, self.fingerprint.size).kind(Kind::Corrupt, "header")?;
+        if header.system_identifier != self.sysid {
+            return Err(Error::corrupt("the system identifier in the header changed"));
+        }
+        Ok(())
     }
 
     /// Returns whether the path still leads to the same file with the same times.
@@ -127,6 +130,20 @@ impl WalFile {
         let by_descriptor = self.file.metadata().map(|meta| Fingerprint::from(&meta));
         matches!((by_path, by_descriptor), (Ok(a), Ok(b)) if a == self.fingerprint && b == self.fingerprint)
     }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill<'b>(mut file: &File, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(&buffer[..filled])
 }
 
 /// Returns the offset of the first page whose address is neither its own nor zero.

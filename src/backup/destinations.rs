@@ -116,7 +116,10 @@ impl<'r> Destinations<'r> {
                         humantime::format_duration(limit)
                     ),
                 )
-                .with_hint("look at the server's log for what archive_command says; on an idle standby's primary run pg_switch_wal()");
+                .with_hint(
+                    "is archive_mode on (SHOW archive_mode; a change needs a restart)? See the server's log for what \
+                     archive_command says; for a backup from an idle standby run pg_switch_wal() on its primary",
+                );
                 self.give_up(repository, error);
             }
         }

@@ -1,6 +1,6 @@
 //! `walden archive-get %f %p`: PostgreSQL's restore_command.
 
-use super::{Global, setup};
+use super::{Global, archive_prefetch, setup};
 use crate::archive::{GetOptions, get};
 use crate::config::{Acknowledge, Config};
 use crate::error::archive_get_code;
@@ -70,6 +70,13 @@ fn fetch(global: &Global, args: &Args) -> Result<()> {
         without: args.without.clone(),
         through: args.through.clone(),
         missing_histories: args.missing_history.clone(),
+        spools: archive_prefetch::is_ours(&config.cluster_state_dir()).then(|| config.spool_dir()),
+        prefetch: config.archive.prefetch,
+        index: Some(config.index_path()),
     };
-    get(&args.name, &args.path, &options, &repositories, &opener)
+    let fetched = get(&args.name, &args.path, &options, &repositories, &opener)?;
+    if let Some(sysid) = fetched.start_prefetcher {
+        archive_prefetch::start(&config, sysid, &args.without);
+    }
+    Ok(())
 }

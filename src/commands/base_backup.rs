@@ -36,11 +36,15 @@ pub struct Args {
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     max_rate: Option<u64>,
     /// How long to wait for the WAL of the backup to be archived
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_wait)]
     wait: Duration,
     /// Text for people or JSON for programs
     #[arg(long, value_enum, default_value = "text")]
     output: Format,
+}
+
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write it as 30s, 10m or 2h".to_owned())
 }
 
 fn parse_rate(text: &str) -> Result<u64, String> {
@@ -70,6 +74,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let sysid = control.system_identifier;
     let (ready, failed) = ready(&repositories, &config, sysid)?;
     let mut server = Server::connect(&config.server.connection)?;
+    check_archiving(&mut server)?;
     let id = new_backup_id(Timestamp::now(), control.timeline);
     let destinations = Destinations::new(ClusterKeys::new(&config.cluster, sysid), &id, ready, failed);
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
@@ -108,6 +113,19 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Without the WAL of its time a backup is worth nothing, and a server that does not archive will never send it. A standby
+/// leaves that to its primary.
+fn check_archiving(server: &mut Server) -> Result<()> {
+    if server.is_in_recovery()? || server.setting("archive_mode")? != "off" {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Server,
+        "archive_mode is off: the WAL that the backup needs would never be archived",
+    )
+    .with_hint("walden init --apply sets it; then restart the server"))
 }
 
 fn log_end(index: &IndexHandle, operation: Option<i64>, result: &Result<()>) {

@@ -207,6 +207,16 @@ fn config_text(
     if let Some(dir) = &args.bin_dir {
         let _ = writeln!(text, "bin_dir = {}", text_of(&durable::absolute(dir).context("--bin-dir")?)?);
     }
+    for option in &args.repository_option {
+        let named = |given: &String| {
+            let name = given.split('=').next().unwrap_or_default();
+            option.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))
+        };
+        if !args.repository.iter().any(named) {
+            return Err(Error::usage(format!("--repository-option {option}: no --repository has that name"))
+                .with_hint("it is NAME.KEY=VALUE, as in replica.region=us-west-2"));
+        }
+    }
     for given in &args.repository {
         let (name, url) = split_repository(given)?;
         let _ = writeln!(text, "\n[[repository]]\nname = {}\nurl  = {}", toml_string(name), toml_string(url));
@@ -263,7 +273,11 @@ fn set_up_repositories(
         };
         if let Some(root) = &root {
             let made = !root.exists();
-            FsStorage::new(root.clone()).create_root().map_err(|error| repository.error("create", &error))?;
+            FsStorage::new(root.clone()).create_root().map_err(|error| {
+                repository
+                    .error("create", &error)
+                    .with_hint("the directory above it must be there, and writable")
+            })?;
             if made {
                 setup::give_to(root, owner)?;
             }

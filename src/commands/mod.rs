@@ -2,6 +2,7 @@
 //! takes, and prints what the engine found.
 
 mod archive_get;
+mod archive_prefetch;
 mod archive_push;
 mod base_backup;
 mod demo;
@@ -18,6 +19,7 @@ mod sync;
 use crate::error::{CANNOT_ANSWER, exit_code};
 use crate::kind::{Error, Kind};
 use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::path::PathBuf;
 
 /// WAL archiver and point-in-time recovery for PostgreSQL
@@ -51,6 +53,8 @@ enum Command {
     Init(init::Args),
     ArchivePush(archive_push::Args),
     ArchiveGet(archive_get::Args),
+    #[command(hide = true)]
+    ArchivePrefetch(archive_prefetch::Args),
     BaseBackup(base_backup::Args),
     Recover(recover::Args),
     Status(status::Args),
@@ -88,6 +92,10 @@ pub fn main() -> u8 {
                     code
                 }
             };
+        }
+        Command::ArchivePrefetch(args) => {
+            archive_prefetch::run(global, args);
+            Ok(())
         }
         Command::BaseBackup(args) => base_backup::run(global, args),
         Command::Recover(args) => recover::run(global, args),
@@ -129,7 +137,7 @@ fn command_line_failed(error: &clap::Error, arguments: &[std::ffi::OsString]) ->
         return 0;
     }
     if error.kind() == K::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprint!("{}", Cli::command().render_help());
+        let _ = write!(std::io::stderr(), "{}", Cli::command().render_help());
         return code_outside(arguments, 2);
     }
     let text = error.to_string();
@@ -143,7 +151,8 @@ fn command_line_failed(error: &clap::Error, arguments: &[std::ffi::OsString]) ->
         }
         _ => "walden --help".to_owned(),
     };
-    eprintln!("{}", as_line(&Error::usage(line).with_hint(format!("see {help}"))));
+    // Not eprintln!, which panics where the server's log cannot be written.
+    let _ = writeln!(std::io::stderr(), "{}", as_line(&Error::usage(line).with_hint(format!("see {help}"))));
     code_outside(arguments, 2)
 }
 

@@ -46,3 +46,8 @@ pub fn table(rows: &[Vec<String>]) -> String {
     }
     text
 }
+
+/// Returns a number of things: `1 backup`, `2 backups`.
+pub fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}

@@ -89,7 +89,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let opener = setup::opener(&config)?;
     let index = setup::index(&config);
     let repositories: Vec<&Repository> = repositories.iter().collect();
-    probe(&repositories, &config, args, &index)?;
+    probe(&repositories, &config, &index)?;
     let request = Request {
         cluster: config.cluster.clone(),
         target,
@@ -141,19 +141,27 @@ fn check(args: &Args, target: &Target) -> Result<Action> {
 }
 
 /// Every repository must answer before anything is planned: what only one holds would silently be missing.
-fn probe(repositories: &[&Repository], config: &Config, args: &Args, index: &IndexHandle) -> Result<()> {
-    for repository in repositories {
-        let found = crate::repository::clusters(repository, &config.cluster, &repository.deadline());
-        let problem = match found {
-            Ok(found) if !found.is_empty() => continue,
-            Ok(_) => Error::new(
-                Kind::Repository,
-                format!("repository \"{}\" holds no cluster \"{}\"", repository.name(), config.cluster),
-            ),
-            Err(error) => repository.error("look into", &error),
-        };
-        if repositories.len() == 1 {
-            return Err(problem.with_hint("it is the only repository that is left"));
+fn probe(repositories: &[&Repository], config: &Config, index: &IndexHandle) -> Result<()> {
+    let problem_of = |repository: &Repository| match crate::repository::clusters(
+        repository,
+        &config.cluster,
+        &repository.deadline(),
+    ) {
+        Ok(found) if !found.is_empty() => None,
+        Ok(_) => Some(Error::new(
+            Kind::Repository,
+            format!("repository \"{}\" holds no cluster \"{}\"", repository.name(), config.cluster),
+        )),
+        Err(error) => Some(repository.error("look into", &error)),
+    };
+    let problems: Vec<(&Repository, Error)> = repositories
+        .iter()
+        .filter_map(|repository| problem_of(repository).map(|problem| (*repository, problem)))
+        .collect();
+    let none_left = problems.len() == repositories.len();
+    if let Some((repository, problem)) = problems.into_iter().next() {
+        if none_left {
+            return Err(problem.with_hint("no repository is left to recover from"));
         }
         let only = index.run(|index| index.only_in(repository.url()));
         let known = match only {
@@ -165,13 +173,12 @@ fn probe(repositories: &[&Repository], config: &Config, args: &Args, index: &Ind
             }
             _ => "what only it holds is not known and would be lost".to_owned(),
         };
-        let mut command = format!("walden recover --until {}", setup::shell_word(&args.until));
-        for name in args.without.iter().map(String::as_str).chain([repository.name()]) {
-            command += &format!(" --without {}", setup::shell_word(name));
+        // As it was typed: a flag that is lost here (--exclusive, --config) would make it another recovery.
+        let mut command = "walden".to_owned();
+        for argument in std::env::args_os().skip(1) {
+            command += &format!(" {}", setup::shell_word(&argument.to_string_lossy()));
         }
-        if let Some(dir) = &args.data_dir {
-            command += &format!(" --data-dir {}", setup::shell_word(&dir.to_string_lossy()));
-        }
+        command += &format!(" --without {}", setup::shell_word(repository.name()));
         return Err(problem.with_hint(format!("{known}; to recover without it: {command}")));
     }
     Ok(())
@@ -196,7 +203,8 @@ fn plan_text(plan: &Plan<'_>, without: &[String]) -> String {
         ),
     );
     let path: Vec<String> = plan.timeline_path.iter().map(|timeline| timeline.0.to_string()).collect();
-    line("Timeline", format!("{} (by way of {})", plan.timeline.0, path.join(", ")));
+    let way = if path.len() > 1 { format!(" (by way of {})", path.join(", ")) } else { String::new() };
+    line("Timeline", format!("{}{way}", plan.timeline.0));
     line(
         "WAL",
         format!(
@@ -207,8 +215,20 @@ fn plan_text(plan: &Plan<'_>, without: &[String]) -> String {
             plan.last_segment
         ),
     );
+    if let Some(commit) = &plan.around.kept {
+        line(
+            "Last kept",
+            format!("the commit of {}, transaction {}, at {}", utc(commit.time), commit.xid, commit.lsn),
+        );
+    }
+    if let Some(commit) = &plan.around.lost {
+        line(
+            "First lost",
+            format!("the commit of {}, transaction {}, at {}", utc(commit.time), commit.xid, commit.lsn),
+        );
+    }
     if let Some(commit) = &plan.last_commit {
-        line("Last commit", format!("{} is the last one archived", utc(commit.latest)));
+        line("Archived up to", format!("the commit of {}", utc(commit.latest)));
     }
     for name in without {
         line("Without", format!("repository \"{name}\": what only it holds is lost"));
@@ -267,13 +287,17 @@ fn carry_out(
     settings::write(data_dir, plan, &settings_options)?;
     show(format!("Restored backup {} into {}\n", plan.backup, data_dir.display()));
     let Some(bin_dir) = bin_dir else {
-        show(format!(
-            "Start the server: it recovers to {} and then does \"{}\".\n",
-            plan.target,
-            action.word()
-        ));
+        let major = plan.summary.major_version;
+        let pg_ctl = start::find_bin_dir(config.server.bin_dir.as_deref(), major)
+            .map_or_else(|_| "pg_ctl".to_owned(), |dir| dir.join("pg_ctl").display().to_string());
+        let dir = setup::shell_word(&data_dir.to_string_lossy());
+        show(format!("Start the server: {pg_ctl} -D {dir} -l {dir}/server.log start\n"));
+        show(format!("It recovers to {} and then does \"{}\".\n", plan.target, action.word()));
+        if args.port.is_none() {
+            show("It has the original's port; to start it beside the original, put -o '-p PORT' behind start.\n".to_owned());
+        }
         if !args.take_over {
-            show("The copy does not archive (archive_mode is off): see --take-over.\n".to_owned());
+            show(DOES_NOT_ARCHIVE.to_owned());
         }
         return if args.output == Format::Json { json(plan) } else { Ok(()) };
     };
@@ -294,12 +318,19 @@ fn carry_out(
         return json(&serde_json::json!({ "plan": plan, "reached": reached }));
     }
     show(reached_text(&reached, action));
+    if !args.take_over {
+        show(DOES_NOT_ARCHIVE.to_owned());
+    }
     Ok(())
 }
+
+const DOES_NOT_ARCHIVE: &str = "The copy does not archive (archive_mode is off): see --take-over.\n";
 
 fn reached_text(reached: &start::Reached, action: Action) -> String {
     let mut text = match &reached.last_transaction {
         Some(time) => format!("Reached the target. The last transaction replayed ended at {time}\n"),
+        // The server that shut down cannot be asked any more, and does not always say it in its log.
+        None if action == Action::Shutdown => "Reached the target\n".to_owned(),
         None => "Reached the target. No transaction was replayed after the backup\n".to_owned(),
     };
     if let Some(connection) = &reached.connection {

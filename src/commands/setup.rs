@@ -84,7 +84,12 @@ pub fn opener(config: &Config) -> Result<Opener> {
 
 /// Opens the index, or goes on without.
 pub fn index(config: &Config) -> IndexHandle {
-    IndexHandle::open(&config.index_path())
+    let index = IndexHandle::open(&config.index_path());
+    // What root makes here the server's user must be able to write.
+    if let Err(error) = give_to(&config.cluster_state_dir(), owner_for(&config.data_dir)) {
+        tracing::warn!("{error}");
+    }
+    index
 }
 
 /// Returns where system identifiers come from.

@@ -1,9 +1,9 @@
 //! `walden status`: repositories, backups, and what can be recovered.
 
-use super::output::{Format, bytes, json, table, time};
+use super::output::{Format, bytes, count, json, table, time};
 use super::{Global, setup};
 use crate::config::Config;
-use crate::kind::Result;
+use crate::kind::{Error, Kind, Result};
 use crate::postgres::SystemIdentifier;
 use crate::upkeep::status::{Status, status};
 
@@ -35,12 +35,15 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
     let found = status(&config.cluster, sysid, &repositories, &opener, &index)?;
     match args.output {
-        Format::Json => json(&found),
-        Format::Text => {
-            print!("{}", text(&found));
-            Ok(())
-        }
+        Format::Json => json(&found)?,
+        Format::Text => print!("{}", text(&found)),
     }
+    if found.repositories.iter().all(|repository| repository.problem.is_some()) {
+        return Err(
+            Error::new(Kind::Repository, "no repository can be used").with_hint("the reasons stand above")
+        );
+    }
+    Ok(())
 }
 
 fn text(status: &Status) -> String {
@@ -49,26 +52,38 @@ fn text(status: &Status) -> String {
     let mut rows = vec![];
     for repository in &status.repositories {
         let state = match &repository.problem {
-            Some(problem) => vec![format!("UNUSABLE: {problem}")],
+            Some(_) => vec!["UNUSABLE".to_owned()],
             None => vec![
                 match repository.behind {
                     0 => "ok".to_owned(),
-                    n => format!("{n} segments behind"),
+                    n => format!("{} behind", count(n, "segment")),
                 },
-                format!("{} segments, {}", repository.segments, bytes(repository.stored_bytes)),
+                format!("{}, {}", count(repository.segments, "segment"), bytes(repository.stored_bytes)),
                 match (repository.newest_segment, repository.newest_stored) {
                     (Some(name), Some(stored)) => format!("newest {name} at {}", time(stored)),
                     (Some(name), None) => format!("newest {name}"),
                     _ => "no WAL yet".to_owned(),
                 },
-                format!("{} backups", repository.backups),
+                count(repository.backups, "backup"),
             ],
         };
         rows.push([vec![repository.name.clone(), repository.url.clone()], state].concat());
     }
     out += &table(&rows);
+    for repository in &status.repositories {
+        if let Some(problem) = &repository.problem {
+            out += &format!("  {} is UNUSABLE: {problem}\n", repository.name);
+        }
+    }
+    for damage in &status.damage {
+        out +=
+            &format!("  DAMAGED: {} in {}: {}; walden sync mends it\n", damage.key, damage.url, damage.what);
+    }
     out += "\nBackups\n";
-    if status.backups.is_empty() {
+    let unknown = status.repositories.iter().all(|repository| repository.problem.is_some());
+    if unknown {
+        out += "  unknown: no repository can be asked\n";
+    } else if status.backups.is_empty() {
         out += "  none: take one with walden base-backup\n";
     }
     let rows: Vec<Vec<String>> = status
@@ -93,7 +108,9 @@ fn text(status: &Status) -> String {
         out += &format!("  and {} older ones: walden list\n", status.backups.len() - SHOWN);
     }
     out += "\nCan be recovered\n";
-    if status.windows.is_empty() {
+    if unknown {
+        out += "  unknown: no repository can be asked\n";
+    } else if status.windows.is_empty() {
         out += "  nothing yet\n";
     }
     for window in &status.windows {

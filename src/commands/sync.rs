@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::kind::Result;
 use crate::postgres::SystemIdentifier;
 use crate::progress::Progress;
-use crate::upkeep::sync::{plan, run as copy};
+use crate::upkeep::sync::{mend, plan, run as copy};
 
 /// Copy what a repository lacks from one that has it
 ///
@@ -34,6 +34,11 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let repositories = setup::repositories(&config)?;
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
     let index = setup::index(&config);
+    if !args.dry_run {
+        for key in mend(&repositories, &index)? {
+            tracing::info!("mended {key}");
+        }
+    }
     let (tasks, stamps) = plan(&config.cluster, sysid, &repositories)?;
     let total: u64 = tasks.iter().map(|task| task.object.size).sum();
     if args.dry_run {

@@ -5,12 +5,14 @@
 
 mod backlog;
 mod breaker;
+mod damage;
 mod operations;
 mod schema;
 mod wal;
 
 pub use backlog::Missing;
 pub use breaker::Breaker;
+pub use damage::Damage;
 pub use operations::Operation;
 pub use wal::{ArchivedRow, Commits, Fingerprint, RepositoryStamp, WalTotals};
 

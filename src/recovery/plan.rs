@@ -3,13 +3,17 @@
 
 use super::catalog::{Catalog, HeldBackup, system_identifiers};
 use super::path::{WalPath, walk};
-use super::scan::{self, LastCommit};
+use super::scan::{self, Around, LastCommit};
 use super::target::{Target, TimelineChoice, utc};
 use crate::codec::Opener;
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
 use crate::repository::Repository;
 use crate::repository::backup::BackupSummary;
+
+/// What to do first when the archive ends too early.
+const NOT_ARCHIVED_YET: &str =
+    "if the server still runs, SELECT pg_switch_wal() there archives its newest WAL";
 
 /// What was asked for.
 #[derive(Debug, Clone)]
@@ -68,6 +72,8 @@ pub struct Plan<'r> {
     pub wal_bytes: u64,
     /// The last commit that can be reached, where it was read.
     pub last_commit: Option<LastCommit>,
+    /// The last commit that is kept and the first one that is lost, where they were read.
+    pub around: Around,
     /// The segments beyond which recovery is told that nothing follows.
     pub through: Vec<WalSegmentName>,
     /// Histories that are missing and that recovery is told not to wonder about.
@@ -140,7 +146,7 @@ fn plan_in<'r>(
         let found = scan::restore_point(catalog, &history, name, opener)?;
         let Some(point) = found else {
             return Err(unreachable_target(request, "no such restore point is in the archived WAL")
-                .with_hint("look at the name and at --timeline"));
+                .with_hint(format!("look at the name and at --timeline; {NOT_ARCHIVED_YET}")));
         };
         notes.push(format!("restore point \"{name}\" was made at {} at LSN {}", utc(point.time), point.lsn));
         bound = Some(point.lsn);
@@ -164,7 +170,7 @@ fn plan_in<'r>(
         return finish(request, catalog, &history, backup, &path, target, reach, notes);
     }
     let error = unreachable_target(request, &rejected.join("; "));
-    Err(error.with_hint("walden verify says what is missing; another repository may have it: walden sync"))
+    Err(error.with_hint("walden status says what is missing"))
 }
 
 /// Chooses the branch to follow.
@@ -272,8 +278,10 @@ fn candidates<'c, 'r>(
 }
 
 /// How far the archive reaches.
+#[derive(Default)]
 struct Reach {
     last_commit: Option<LastCommit>,
+    around: Around,
 }
 
 /// Checks that the target lies within what is archived, and pins one in the idle tail, where the server would die of
@@ -294,7 +302,9 @@ fn reach(
     match &request.target {
         Target::Lsn(lsn) if *lsn >= last.end(size) => {
             Err(unreachable_target(request, &format!("the archived WAL ends before {}", last.end(size)))
-                .with_hint("--until latest recovers everything that is archived"))
+                .with_hint(format!(
+                    "{NOT_ARCHIVED_YET}; --until latest recovers everything that is archived"
+                )))
         }
         Target::Latest if path.gap.is_some() && request.through.is_empty() => {
             let gap = path.gap.map(|gap| gap.to_string()).unwrap_or_default();
@@ -307,11 +317,23 @@ fn reach(
         }
         Target::Time(time) => {
             let Some(commit) = scan::last_commit(catalog, path, opener)? else {
-                return Err(unreachable_target(request, "no commit is archived after the backup")
-                    .with_hint("--until immediate or --until latest brings the backup up"));
+                let archived = path.segments.last().and_then(|(_, copies)| copies[0].1.object.modified);
+                if path.gap.is_none() && archived.is_some_and(|archived| *time <= archived) {
+                    *target = Target::Immediate;
+                    notes.push(
+                        "nothing was committed between the end of the backup and the target: recovery stops where the \
+                         backup ends"
+                            .to_owned(),
+                    );
+                    return Ok(Reach::default());
+                }
+                return Err(unreachable_target(request, "no commit is archived after the backup").with_hint(
+                    format!("{NOT_ARCHIVED_YET}; --until immediate or --until latest brings the backup up"),
+                ));
             };
             if commit.latest > *time || (request.exclusive && commit.latest == *time) {
-                return Ok(Reach { last_commit: Some(commit) });
+                let around = scan::around(catalog, path, *time, request.exclusive, opener)?;
+                return Ok(Reach { last_commit: Some(commit), around });
             }
             let archived = path.segments.last().and_then(|(_, copies)| copies[0].1.object.modified);
             if path.gap.is_none()
@@ -325,16 +347,19 @@ fn reach(
                     utc(commit.time),
                     commit.lsn
                 ));
-                return Ok(Reach { last_commit: Some(commit) });
+                return Ok(Reach { last_commit: Some(commit), around: Around::default() });
             }
-            Err(unreachable_target(request, &format!("the last archived commit is of {}", utc(commit.latest)))
-                .with_hint(format!(
-                    "the nearest moment that can be reached is --until '{}'; --until latest recovers everything that \
-                     is archived",
-                    utc(commit.latest)
-                )))
+            Err(unreachable_target(
+                request,
+                &format!("the last archived commit is of {}", utc(commit.latest)),
+            )
+            .with_hint(format!(
+                "{NOT_ARCHIVED_YET}; the nearest moment that can be reached is --until '{}'; --until latest \
+                     recovers everything that is archived",
+                utc(commit.latest)
+            )))
         }
-        _ => Ok(Reach { last_commit: None }),
+        _ => Ok(Reach::default()),
     }
 }
 
@@ -360,7 +385,9 @@ fn finish<'r>(
     let mut timeline_path: Vec<TimelineId> = path.segments.iter().map(|(name, _)| name.timeline).collect();
     timeline_path.dedup();
     let known = catalog.timelines();
-    let missing_histories = (2..history.timeline.0)
+    // The server probes the histories above its timeline too, when it chooses the id of the next one at promotion.
+    let newest = known.iter().copied().max().unwrap_or(history.timeline).max(history.timeline);
+    let missing_histories = (2..newest.0)
         .map(TimelineId)
         .filter(|timeline| !known.contains(timeline) && *timeline > summary.timeline)
         .collect();
@@ -382,6 +409,7 @@ fn finish<'r>(
         backup_bytes: summary.stored_size,
         wal_bytes: path.stored_bytes(),
         last_commit: reach.last_commit,
+        around: reach.around,
         through,
         missing_histories,
         notes,

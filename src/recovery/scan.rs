@@ -4,7 +4,10 @@ use super::catalog::Catalog;
 use super::path::{WalPath, walk};
 use crate::codec::Opener;
 use crate::kind::Result;
-use crate::postgres::wal::{SegmentSummary, summarize};
+use crate::postgres::wal::{
+    ReaderOptions, Record, RecordVisitor, ResourceManager, SegmentSummary, Summarizer, TransactionEnd,
+    TransactionOutcome, summarize,
+};
 use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegmentName};
 use jiff::Timestamp;
 
@@ -56,6 +59,116 @@ pub fn last_commit(catalog: &Catalog<'_>, path: &WalPath<'_>, opener: &Opener) -
         following = Some(content);
     }
     Ok(None)
+}
+
+/// A commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Commit {
+    /// When, as its record says.
+    pub time: Timestamp,
+    /// Where its record begins.
+    pub lsn: Lsn,
+    /// The transaction.
+    pub xid: u32,
+}
+
+/// The commits on both sides of the place where recovery stops.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Around {
+    /// The last one that is kept; none if there is none after the backup.
+    pub kept: Option<Commit>,
+    /// The first one that is lost.
+    pub lost: Option<Commit>,
+}
+
+/// Collects the ends of transactions.
+#[derive(Default)]
+struct Ends(Vec<(Commit, bool)>);
+
+impl RecordVisitor for Ends {
+    fn visit(&mut self, record: &Record<'_>) {
+        if let Some(end) = TransactionEnd::decode(record) {
+            let committed = end.outcome == TransactionOutcome::Committed;
+            self.0.push((Commit { time: end.time.into(), lsn: record.lsn, xid: end.xid }, committed));
+        }
+    }
+
+    fn wants(&self, rmid: u8, _: u8) -> bool {
+        rmid == ResourceManager::TRANSACTION
+    }
+}
+
+/// Returns the ends of transactions in segment `at` of `path`, in the order of the log, with the one that began in the
+/// segment before.
+fn ends_in(
+    catalog: &Catalog<'_>,
+    path: &WalPath<'_>,
+    at: usize,
+    opener: &Opener,
+) -> Result<Vec<(Commit, bool)>> {
+    let carry = match at.checked_sub(1).and_then(|before| path.segments.get(before)) {
+        Some((_, copies)) => summarize(&catalog.read_segment(copies, opener)?, None).1,
+        None => None,
+    };
+    let content = catalog.read_segment(&path.segments[at].1, opener)?;
+    let mut reader = Summarizer::with_visitor(ReaderOptions::default(), carry, Ends::default());
+    reader.push(&content);
+    Ok(reader.finish().2.0)
+}
+
+/// Returns the commits on both sides of `time`, where the server stops: before the first end of a transaction that is
+/// later (or, exclusive, not earlier). Reads a number of segments that grows with the logarithm of theirs.
+pub fn around(
+    catalog: &Catalog<'_>,
+    path: &WalPath<'_>,
+    time: Timestamp,
+    exclusive: bool,
+    opener: &Opener,
+) -> Result<Around> {
+    let stops = |end: Timestamp| if exclusive { end >= time } else { end > time };
+    // The first segment with an end that stops recovery lies in low..=high.
+    let (mut low, mut high) = (0, path.segments.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        let mut at = middle;
+        let latest = loop {
+            if at >= high {
+                break None;
+            }
+            let summary = summary_of(&catalog.read_segment(&path.segments[at].1, opener)?);
+            match summary.max_end_time {
+                Some(latest) => break Some(Timestamp::from(latest)),
+                None => at += 1,
+            }
+        };
+        match latest {
+            Some(latest) if !stops(latest) => low = at + 1,
+            _ => high = middle,
+        }
+    }
+    let mut around = Around::default();
+    for at in low..path.segments.len() {
+        for (end, committed) in ends_in(catalog, path, at, opener)? {
+            if stops(end.time) {
+                around.lost = Some(end);
+                break;
+            }
+            if committed {
+                around.kept = Some(end);
+            }
+        }
+        if around.lost.is_some() {
+            break;
+        }
+    }
+    for at in (0..low).rev() {
+        if around.kept.is_some() {
+            break;
+        }
+        let ends = ends_in(catalog, path, at, opener)?;
+        around.kept = ends.into_iter().rev().find(|(_, committed)| *committed).map(|(commit, _)| commit);
+    }
+    Ok(around)
 }
 
 /// Returns the first restore point called `name` on the branch `history`, which is where the server would stop. Looks

@@ -1,11 +1,10 @@
 //! A backup's objects, from whichever repository has a good copy.
 
 use super::restore::Source;
-use crate::kind::{Error, Result};
-use crate::repository::Repository;
+use crate::kind::Result;
 use crate::repository::backup::StoredObject;
+use crate::repository::{Repository, read_stored};
 use bytes::Bytes;
-use std::io::Read;
 
 /// The repositories that hold one backup.
 #[derive(Debug)]
@@ -25,15 +24,7 @@ impl Source for RepositorySource<'_> {
     fn get(&self, object: &StoredObject, copy: usize) -> Result<Option<Bytes>> {
         let Some(repository) = self.repositories.get(copy) else { return Ok(None) };
         let key = format!("{}{}", self.folder, object.name);
-        let failed = |error| repository.error(&format!("get \"{key}\" from"), &error);
-        let stored = repository.storage().get(&key, None, &repository.deadline()).map_err(failed)?;
-        let mut body = Vec::with_capacity(object.size as usize);
-        stored.take(object.size + 1).read_to_end(&mut body).map_err(|error| {
-            Error::new(
-                crate::kind::Kind::Repository,
-                format!("get \"{key}\" from repository \"{}\": {error}", repository.name()),
-            )
-        })?;
+        let body = read_stored(repository, &key, object.size)?;
         Ok(Some(Bytes::from(body)))
     }
     fn name(&self, copy: usize) -> String {

@@ -200,6 +200,8 @@ fn ended(options: &StartOptions, mut reached: Reached, log: &Path, began_at: u64
     let fatal: Vec<&str> = text
         .lines()
         .filter(|line| line.contains("FATAL:") || line.contains("PANIC:") || line.starts_with("ERROR:"))
+        // What the server told this process while it was asked too early.
+        .filter(|line| !line.contains("FATAL:  the database system is "))
         .collect();
     let last = fatal.last().copied().unwrap_or("the server ended without an error in its log");
     let kind = if last.contains("before configured recovery target was reached") {

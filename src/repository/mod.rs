@@ -1,24 +1,32 @@
 //! What a repository holds and under which keys, over one or several stores.
 //!
 //! Lives here: the layout of keys (`keys`), the file that says which cluster a prefix belongs to (`cluster`), WAL
-//! objects (`wal`), backups (`backup`, `backups`), and doing the same in several repositories at once (`several`).
+//! objects (`wal`), backups (`backup`, `backups`), and doing the same in several repositories at once (`several`,
+//! `stream`).
 //! Does not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
 
 pub mod backup;
 mod backups;
 mod cluster;
+mod copy;
 mod keys;
 mod recovery_text;
 mod several;
+mod stored;
+mod stream;
 mod wal;
 
 pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
+pub use copy::copy_object;
 pub use keys::{ClusterKeys, WalObject};
 pub use recovery_text::recovery_text;
-pub use several::{Outcome, ask_all, copy_object, ship};
+pub use several::{Outcome, ask_all, ship};
+pub use stored::read_stored;
+pub use stream::{Parts, STREAM_MEMORY, ship_stream};
 pub use wal::{
-    WalListing, find_contents, list_histories, list_wal_from, list_wal_timeline, read_wal_object, timelines,
+    WalListing, copy_wal_object, find_contents, list_histories, list_wal_from, list_wal_timeline,
+    read_wal_object, timelines,
 };
 
 use crate::kind::{Error, Kind};
@@ -69,6 +77,9 @@ impl Repository {
     pub fn error(&self, what: &str, error: &storage::Error) -> Error {
         let base = Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", self.name));
         match error {
+            storage::Error::Refused(_) if self.is_local() => {
+                base.with_hint(format!("check the rights and the free space of {}", self.url()))
+            }
             storage::Error::Refused(_) => {
                 base.with_hint(format!("check the rights and the address of {}", self.url()))
             }

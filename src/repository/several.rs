@@ -1,8 +1,8 @@
 //! The same question or the same object to several repositories at once, without waiting long for a slow one.
 
 use super::Repository;
-use crate::kind::{Error, Result};
-use crate::storage::{self, Deadline, Put};
+use crate::kind::Error;
+use crate::storage::{Deadline, Put};
 use bytes::Bytes;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -71,17 +71,4 @@ pub fn ship<'r>(to: &[&'r Repository], key: &str, body: &Bytes, enough: usize) -
         }
     }
     outcome
-}
-
-/// Copies an object as it is stored from one repository to another; no key is needed.
-pub fn copy_object(from: &Repository, to: &Repository, key: &str) -> Result<()> {
-    use std::io::Read;
-    let mut body = Vec::new();
-    let fail = |error: &storage::Error| from.error(&format!("get \"{key}\" from"), error);
-    let mut reader = from.storage().get(key, None, &from.deadline()).map_err(|error| fail(&error))?;
-    reader.read_to_end(&mut body).map_err(|error| fail(&storage::Error::Unreachable(error.to_string())))?;
-    to.storage()
-        .put_new(key, &Bytes::from(body), &to.deadline())
-        .map_err(|error| to.error(&format!("put \"{key}\" to"), &error))?;
-    Ok(())
 }

@@ -5,10 +5,12 @@ use crate::codec::{Opener, reading_failed};
 use crate::kind::{Error, Result};
 use crate::postgres::{ArchiveFileName, TimelineId, WalSegmentName};
 use crate::storage::{self, Deadline};
-use std::io::Read;
+use std::io::{Read, Write};
 
 /// The largest timeline history, backup history file that is read, in bytes.
 const LARGEST_SMALL_FILE: u64 = 16 << 20;
+/// How much of an object is in memory while it is copied, in bytes.
+const COPY_BUFFER: usize = 256 << 10;
 
 /// What a repository holds of a timeline from one segment onward.
 #[derive(Debug, Clone, Default)]
@@ -86,23 +88,46 @@ pub fn read_wal_object(
     length: Option<u64>,
     opener: &Opener,
 ) -> Result<Vec<u8>> {
+    let mut plaintext = Vec::with_capacity(length.unwrap_or(0) as usize);
+    copy_wal_object(repository, object, length, opener, &mut plaintext)?;
+    Ok(plaintext)
+}
+
+/// Writes the plaintext of a WAL object to `out`, as [`read_wal_object`] returns it, without holding it in memory.
+/// After an error what was written is worth nothing.
+pub fn copy_wal_object(
+    repository: &Repository,
+    object: &WalObject,
+    length: Option<u64>,
+    opener: &Opener,
+    out: &mut dyn Write,
+) -> Result<()> {
     let key = &object.object.key;
     let named =
         |error: Error| error.context(format!("get \"{key}\" from repository \"{}\"", repository.name()));
-    let stored = repository
-        .storage()
-        .get(key, None, &repository.deadline())
+    let stored = super::stored::open(repository, key, object.object.size)
         .map_err(|error| repository.error(&format!("get \"{key}\" from"), &error))?;
     let limit = length.unwrap_or(LARGEST_SMALL_FILE);
     let mut reader = opener.open(key, stored).map_err(named)?.take(limit + 1);
-    let mut plaintext = Vec::with_capacity(length.unwrap_or(0) as usize);
-    reader.read_to_end(&mut plaintext).map_err(|error| named(reading_failed(&error)))?;
-    if length.is_some_and(|length| plaintext.len() as u64 != length) || plaintext.len() as u64 > limit {
-        return Err(named(Error::corrupt(format!("has {} bytes, expected {limit}", plaintext.len()))));
+    let mut buffer = vec![0; COPY_BUFFER];
+    let (mut total, mut hasher) = (0, crc32fast::Hasher::new());
+    loop {
+        let read = match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(named(reading_failed(&error))),
+        };
+        hasher.update(&buffer[..read]);
+        total += read as u64;
+        out.write_all(&buffer[..read]).map_err(|error| named(Error::other(format!("write: {error}"))))?;
     }
-    let crc = crc32fast::hash(&plaintext);
+    if length.is_some_and(|length| total != length) || total > limit {
+        return Err(named(Error::corrupt(format!("has {total} bytes, expected {limit}"))));
+    }
+    let crc = hasher.finalize();
     if crc != object.crc {
-        return Err(named(Error::corrupt(format!("CRC-32 is {crc:08x}, its key says {:08x}", object.crc))));
+        return Err(Error::corrupt(format!("CRC-32 is {crc:08x}, its key says {:08x}", object.crc)));
     }
-    Ok(plaintext)
+    Ok(())
 }

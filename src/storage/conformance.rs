@@ -1,7 +1,7 @@
 //! What every store has to do, as one suite that is run against each of them. It panics on the first difference.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::{Deadline, Error, Object, Put, Storage};
+use super::{Deadline, Error, Object, PART_SIZE, Put, Storage};
 use bytes::Bytes;
 use std::io::Read;
 use std::ops::Range;
@@ -36,6 +36,8 @@ pub fn run_extent(storage: &dyn Storage, extent: Extent) {
     };
     suite.probe();
     suite.puts_are_create_only();
+    suite.uploads_are_create_only();
+    suite.uploads_leave_nothing_until_they_are_complete();
     suite.gets();
     suite.missing_objects();
     suite.heads();
@@ -46,6 +48,7 @@ pub fn run_extent(storage: &dyn Storage, extent: Extent) {
     suite.deletes();
     if extent.races {
         suite.races();
+        suite.uploads_race();
     }
     suite.a_cut_deadline_ends_calls();
     suite.remove_everything();
@@ -62,6 +65,7 @@ pub fn run_without_root(storage: &dyn Storage) {
     let deadline = Deadline::stall(Duration::from_secs(20));
     fails("probe", storage.probe(&deadline));
     fails("put", storage.put_new("folder/key", &Bytes::from_static(b"content"), &deadline));
+    fails("upload", upload(storage, "folder/key", b"content", &deadline));
     fails("get", storage.get("folder/key", None, &deadline));
     fails("get of a range", storage.get("folder/key", Some(0..1), &deadline));
     fails("head", storage.head("folder/key", &deadline));
@@ -69,6 +73,15 @@ pub fn run_without_root(storage: &dyn Storage) {
     fails("list of all", storage.list("", "", 10, &deadline));
     fails("list of folders", storage.list_folders("", &deadline));
     fails("delete", storage.delete("folder/key", &deadline));
+}
+
+/// Writes an object in parts.
+fn upload(storage: &dyn Storage, key: &str, content: &[u8], deadline: &Deadline) -> super::Result<Put> {
+    let mut upload = storage.upload_new(key, deadline)?;
+    for (index, part) in content.chunks(PART_SIZE).enumerate() {
+        upload.part(u32::try_from(index).unwrap(), &Bytes::copy_from_slice(part))?;
+    }
+    upload.complete()
 }
 
 struct Suite<'a> {
@@ -124,6 +137,68 @@ impl Suite<'_> {
         assert_eq!(self.get("put/empty"), b"");
         assert_eq!(self.put("put/empty", b"no longer"), Put::Existed);
         assert_eq!(self.get("put/empty"), b"");
+    }
+
+    fn upload(&self, name: &str, content: &[u8]) -> Put {
+        upload(self.storage, &self.key(name), content, &self.deadline).unwrap()
+    }
+
+    fn uploads_are_create_only(&self) {
+        let content: Vec<u8> = (0..PART_SIZE + 70_000).map(|i| (i >> 3) as u8 ^ i as u8).collect();
+        assert_eq!(self.upload("upload/a", &content), Put::Created);
+        assert!(self.get("upload/a") == content, "the parts are not the whole");
+        assert_eq!(self.upload("upload/a", b"other"), Put::Existed);
+        assert_eq!(self.put("upload/a", b"other"), Put::Existed);
+        assert!(self.get("upload/a") == content, "an object was overwritten");
+        let head = self.storage.head(&self.key("upload/a"), &self.deadline).unwrap();
+        assert_eq!(head.size, content.len() as u64);
+        if let Some(crc32) = head.crc32 {
+            assert_eq!(crc32, crc32fast::hash(&content), "the checksum is not the whole's");
+        }
+        assert_eq!(self.put("upload/b", b"first"), Put::Created);
+        assert_eq!(self.upload("upload/b", &content), Put::Existed);
+        assert_eq!(self.get("upload/b"), b"first");
+        for length in [0, 1, PART_SIZE] {
+            let name = format!("upload/{length}");
+            assert_eq!(self.upload(&name, &content[..length]), Put::Created);
+            assert!(self.get(&name) == content[..length], "{length} bytes differ");
+        }
+        // A part that is sent again counts once.
+        let mut upload = self.storage.upload_new(&self.key("upload/again"), &self.deadline).unwrap();
+        for (index, part) in
+            [(0, &content[..PART_SIZE]), (0, &content[..PART_SIZE]), (1, b"end"), (1, b"end")]
+        {
+            upload.part(index, &Bytes::copy_from_slice(part)).unwrap();
+        }
+        assert_eq!(upload.complete().unwrap(), Put::Created);
+        drop(upload);
+        assert!(self.get("upload/again") == [&content[..PART_SIZE], b"end"].concat());
+    }
+
+    fn uploads_leave_nothing_until_they_are_complete(&self) {
+        let mut upload = self.storage.upload_new(&self.key("abandoned/a"), &self.deadline).unwrap();
+        upload.part(0, &Bytes::from_static(b"half")).unwrap();
+        assert!(self.open("abandoned/a", None).unwrap_err().is_not_found());
+        assert!(self.names("abandoned/", "", 10).is_empty());
+        drop(upload);
+        assert!(self.names("abandoned/", "", 10).is_empty());
+        assert_eq!(self.upload("abandoned/a", b"whole"), Put::Created);
+        assert_eq!(self.get("abandoned/a"), b"whole");
+    }
+
+    fn uploads_race(&self) {
+        let start = std::sync::Barrier::new(4);
+        let write = |writer: u8| {
+            start.wait();
+            self.upload("race/upload", &vec![writer; 100_000])
+        };
+        let puts: Vec<Put> = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..4).map(|writer| scope.spawn(move || write(writer))).collect();
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        let winner = puts.iter().position(|put| *put == Put::Created).unwrap();
+        assert_eq!(puts.iter().filter(|put| **put == Put::Created).count(), 1, "{puts:?}");
+        assert!(self.get("race/upload") == vec![winner as u8; 100_000], "the content is not the winner's");
     }
 
     fn gets(&self) {

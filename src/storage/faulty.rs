@@ -1,6 +1,6 @@
 //! A store that fails on demand, for tests: at I/O call number N, in every way a real one does.
 
-use super::{Deadline, Error, Object, Put, Result, Storage};
+use super::{Deadline, Error, Object, Put, Result, Storage, Upload};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
@@ -148,6 +148,22 @@ impl Read for Broken {
     }
 }
 
+/// An upload each of whose calls is counted, and fails on demand.
+struct FaultyUpload<'a> {
+    inner: Box<dyn Upload + 'a>,
+    faults: Faults,
+}
+
+impl Upload for FaultyUpload<'_> {
+    fn part(&mut self, index: u32, bytes: &Bytes) -> Result<()> {
+        act("part", self.faults.next(false), || self.inner.part(index, bytes))
+    }
+
+    fn complete(&mut self) -> Result<Put> {
+        act("complete", self.faults.next(false), || self.inner.complete())
+    }
+}
+
 impl<S: Storage> Storage for Faulty<S> {
     fn url(&self) -> &str {
         self.inner.url()
@@ -155,6 +171,11 @@ impl<S: Storage> Storage for Faulty<S> {
 
     fn put_new(&self, key: &str, body: &Bytes, deadline: &Deadline) -> Result<Put> {
         self.call("put", || self.inner.put_new(key, body, deadline))
+    }
+
+    fn upload_new<'a>(&'a self, key: &str, deadline: &Deadline) -> Result<Box<dyn Upload + 'a>> {
+        let inner = self.call("begin upload", || self.inner.upload_new(key, deadline))?;
+        Ok(Box::new(FaultyUpload { inner, faults: self.faults.clone() }))
     }
 
     fn get(&self, key: &str, range: Option<Range<u64>>, deadline: &Deadline) -> Result<Box<dyn Read + Send>> {

@@ -1,6 +1,6 @@
 //! Stores behind a pointer are stores, so that decorators stack on whatever a repository holds.
 
-use super::{Deadline, Object, Put, Result, Storage};
+use super::{Deadline, Object, Put, Result, Storage, Upload};
 use bytes::Bytes;
 use std::io::Read;
 use std::ops::Range;
@@ -15,6 +15,10 @@ macro_rules! forward {
 
             fn put_new(&self, key: &str, body: &Bytes, deadline: &Deadline) -> Result<Put> {
                 (**self).put_new(key, body, deadline)
+            }
+
+            fn upload_new<'a>(&'a self, key: &str, deadline: &Deadline) -> Result<Box<dyn Upload + 'a>> {
+                (**self).upload_new(key, deadline)
             }
 
             fn get(

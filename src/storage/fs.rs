@@ -1,11 +1,13 @@
 //! A directory as a store: hard links make writes create-only, fsync makes them durable.
 
-use super::{Deadline, Error, Object, Put, Result, Storage};
+use super::{Deadline, Error, Object, PART_SIZE, Put, Result, Storage, Upload};
 use crate::durable;
+use crate::shutdown::TempFile;
 use bytes::Bytes;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// How much is written between two looks at the deadline.
@@ -36,6 +38,30 @@ impl FsStorage {
         }
     }
 
+    /// Returns who is to own what root writes here: the owner of the directory, so that the server's user can read what
+    /// an operator's command wrote.
+    fn owner(&self) -> Option<(u32, u32)> {
+        use std::os::unix::fs::MetadataExt;
+        if !nix::unistd::geteuid().is_root() {
+            return None;
+        }
+        let meta = std::fs::metadata(&self.root).ok()?;
+        (meta.uid() != 0).then_some((meta.uid(), meta.gid()))
+    }
+
+    fn create_dirs(&self, dir: &Path) -> Result<()> {
+        durable::create_dirs_below(&self.root, dir, self.owner()).map_err(|e| classify(&e))
+    }
+
+    fn temp_beside(&self, path: &Path) -> Result<(File, TempFile)> {
+        let (file, temp) = durable::temp_beside(path, self.file_mode).map_err(|e| classify(&e))?;
+        if let Some((uid, gid)) = self.owner() {
+            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))
+                .map_err(|e| classify(&durable::at(temp.path())(e)))?;
+        }
+        Ok((file, temp))
+    }
+
     fn path(&self, key: &str) -> Result<PathBuf> {
         if key.is_empty() || key.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
             return Err(Error::Refused(format!("\"{key}\" is not a key")));
@@ -63,6 +89,22 @@ impl FsStorage {
         }
     }
 
+    /// Gives a temporary file whose content is durable the name of its object.
+    fn publish(&self, temp: TempFile, path: &Path) -> Result<Put> {
+        if durable::publish_new(temp, path).map_err(|e| classify(&e))? {
+            // The folders above may have been made by another process that has not synced them yet.
+            let mut above = path.parent().unwrap_or(&self.root);
+            while above != self.root {
+                above = above.parent().unwrap_or(&self.root);
+                durable::sync_dir(above).map_err(|e| classify(&e))?;
+            }
+            Ok(Put::Created)
+        } else {
+            durable::sync_up_to(path, &self.root).map_err(|e| classify(&e))?;
+            Ok(Put::Existed)
+        }
+    }
+
     fn walk(
         &self,
         dir: &str,
@@ -85,9 +127,8 @@ impl FsStorage {
             if name.starts_with('.') {
                 continue; // temporary files, and what is not ours
             }
-            let kind = entry.file_type().map_err(|e| classify(&durable::at(&path)(e)))?;
             let key = format!("{dir}{name}");
-            if kind.is_dir() {
+            if is_dir(&entry)? {
                 let key = key + "/";
                 let wanted = key.starts_with(prefix) || prefix.starts_with(&key);
                 // A folder lies wholly before the start when the start begins with none of it and sorts later.
@@ -128,6 +169,21 @@ fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
+/// Returns whether the entry is a folder, or a link to one: operators move old folders to other disks. A link that
+/// leads nowhere (that disk is not mounted) is a failure, since what it hides is not proven absent.
+fn is_dir(entry: &std::fs::DirEntry) -> Result<bool> {
+    let path = entry.path();
+    let kind = entry.file_type().map_err(|e| classify(&durable::at(&path)(e)))?;
+    if !kind.is_symlink() {
+        return Ok(kind.is_dir());
+    }
+    match std::fs::metadata(&path) {
+        Ok(meta) => Ok(meta.is_dir()),
+        // Not "not found" but "could not tell".
+        Err(error) => Err(Error::Unreachable(format!("link {}", durable::at(&path)(error)))),
+    }
+}
+
 /// Tells apart what trying again may mend from what it does not.
 fn classify(error: &io::Error) -> Error {
     use io::ErrorKind as K;
@@ -140,6 +196,42 @@ fn classify(error: &io::Error) -> Error {
         | K::NotADirectory
         | K::IsADirectory => Error::Refused(error.to_string()),
         _ => Error::Unreachable(error.to_string()),
+    }
+}
+
+/// An object that grows in a temporary file beside its place.
+struct FsUpload<'a> {
+    store: &'a FsStorage,
+    path: PathBuf,
+    file: File,
+    /// None once it was given the object's name.
+    temp: Option<TempFile>,
+    deadline: Deadline,
+}
+
+impl Upload for FsUpload<'_> {
+    fn part(&mut self, index: u32, bytes: &Bytes) -> Result<()> {
+        let mut offset = u64::from(index) * PART_SIZE as u64;
+        for chunk in bytes.chunks(CHUNK) {
+            self.deadline.check("write")?;
+            self.file.write_all_at(chunk, offset).map_err(|e| classify(&durable::at(&self.path)(e)))?;
+            offset += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<Put> {
+        self.deadline.check("write")?;
+        self.file.sync_all().map_err(|e| classify(&durable::at(&self.path)(e)))?;
+        match self.temp.take() {
+            Some(temp) => self.store.publish(temp, &self.path),
+            // An attempt before this one named it and then failed, or could not name it.
+            None if self.path.exists() => {
+                durable::sync_up_to(&self.path, &self.store.root).map_err(|e| classify(&e))?;
+                Ok(Put::Existed)
+            }
+            None => Err(Error::Refused(format!("\"{}\" could not be given its name", self.path.display()))),
+        }
     }
 }
 
@@ -157,26 +249,26 @@ impl Storage for FsStorage {
             return Ok(Put::Existed);
         }
         let dir = path.parent().unwrap_or(&self.root);
-        durable::create_dirs_below(&self.root, dir).map_err(|e| classify(&e))?;
-        let (mut file, temp) = durable::temp_beside(&path, self.file_mode).map_err(|e| classify(&e))?;
+        self.create_dirs(dir)?;
+        let (mut file, temp) = self.temp_beside(&path)?;
         for chunk in body.chunks(CHUNK) {
             deadline.check(key)?;
             file.write_all(chunk).map_err(|e| classify(&durable::at(temp.path())(e)))?;
         }
         file.sync_all().map_err(|e| classify(&durable::at(temp.path())(e)))?;
         drop(file);
-        if durable::publish_new(temp, &path).map_err(|e| classify(&e))? {
-            // The folders above may have been made by another process that has not synced them yet.
-            let mut above = dir;
-            while above != self.root {
-                above = above.parent().unwrap_or(&self.root);
-                durable::sync_dir(above).map_err(|e| classify(&e))?;
-            }
-            Ok(Put::Created)
-        } else {
-            durable::sync_up_to(&path, &self.root).map_err(|e| classify(&e))?;
-            Ok(Put::Existed)
-        }
+        self.publish(temp, &path)
+    }
+
+    fn upload_new<'a>(&'a self, key: &str, deadline: &Deadline) -> Result<Box<dyn Upload + 'a>> {
+        let path = self.path(key)?;
+        self.check_root()?;
+        deadline.check(key)?;
+        let dir = path.parent().unwrap_or(&self.root);
+        self.create_dirs(dir)?;
+        let (file, temp) = self.temp_beside(&path)?;
+        let (temp, deadline) = (Some(temp), deadline.clone());
+        Ok(Box::new(FsUpload { store: self, path, file, temp, deadline }))
     }
 
     fn get(&self, key: &str, range: Option<Range<u64>>, deadline: &Deadline) -> Result<Box<dyn Read + Send>> {
@@ -245,8 +337,7 @@ impl Storage for FsStorage {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| classify(&durable::at(&path)(e)))?;
-            let is_dir = entry.file_type().map_err(|e| classify(&durable::at(&path)(e)))?.is_dir();
-            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string())
+            if let (true, Ok(name)) = (is_dir(&entry)?, entry.file_name().into_string())
                 && !name.starts_with('.')
             {
                 names.push(name);
@@ -290,6 +381,22 @@ mod tests {
     fn conforms() {
         let dir = tempfile::tempdir().unwrap();
         conformance::run(&FsStorage::new(dir.path().to_owned()));
+    }
+
+    #[test]
+    fn a_folder_that_was_moved_behind_a_link_is_seen_and_a_dangling_link_proves_nothing() {
+        let (dir, aside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = FsStorage::new(dir.path().to_owned());
+        let deadline = Deadline::stall(std::time::Duration::from_secs(10));
+        store.put_new("wal/1/a", &Bytes::from_static(b"x"), &deadline).unwrap();
+        std::fs::rename(dir.path().join("wal/1"), aside.path().join("1")).unwrap();
+        std::os::unix::fs::symlink(aside.path().join("1"), dir.path().join("wal/1")).unwrap();
+        let list = || store.list("wal/", "", 10, &deadline);
+        assert_eq!(list().unwrap().len(), 1);
+        assert_eq!(store.list_folders("wal/", &deadline).unwrap(), ["1"]);
+        std::fs::rename(aside.path().join("1"), aside.path().join("2")).unwrap();
+        assert!(list().unwrap_err().is_retryable());
+        assert!(store.list_folders("wal/", &deadline).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod forward;
 mod fs;
 mod retry;
 mod s3;
+mod upload;
 
 #[doc(hidden)]
 pub mod conformance;
@@ -17,6 +18,7 @@ pub mod faulty;
 pub use fs::FsStorage;
 pub use retry::Retry;
 pub use s3::{S3Options, S3Storage};
+pub use upload::{PART_SIZE, Upload};
 
 use bytes::Bytes;
 use std::fmt;
@@ -37,6 +39,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Writes a new object and returns only when it is durable. Never overwrites: where the key is taken the
     /// object there is left as it is, made durable, and [`Put::Existed`] is returned.
     fn put_new(&self, key: &str, body: &Bytes, deadline: &Deadline) -> Result<Put>;
+
+    /// Begins a new object that is sent in parts, so that it need not be held in memory. Whether the key is taken is
+    /// decided when the upload is completed.
+    fn upload_new<'a>(&'a self, key: &str, deadline: &Deadline) -> Result<Box<dyn Upload + 'a>>;
 
     /// Returns a reader over the object's bytes, or those of `range`. The reader fails when the store delivers
     /// fewer bytes than it promised.

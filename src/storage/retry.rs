@@ -1,6 +1,6 @@
 //! Trying again: what a store could not do now it may do a little later.
 
-use super::{Deadline, Error, Object, Put, Result, Storage};
+use super::{Deadline, Error, Object, Put, Result, Storage, Upload};
 use bytes::Bytes;
 use std::io::Read;
 use std::ops::Range;
@@ -35,20 +35,49 @@ impl<S: Storage> Retry<S> {
         Self { inner, attempts: attempts.max(1) }
     }
 
-    fn attempt<T>(&self, deadline: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
-        let mut tried = 0;
-        loop {
-            let error = match call() {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            tried += 1;
-            let again = error.is_retryable() && tried < self.attempts && !deadline.is_over();
-            if !again || !wait(jittered(tried), deadline) {
-                return Err(after(error, tried));
-            }
-            tracing::debug!(store = self.inner.url(), tried, %error, "trying again");
+    fn attempt<T>(&self, deadline: &Deadline, call: impl FnMut() -> Result<T>) -> Result<T> {
+        attempt(self.inner.url(), self.attempts, deadline, call)
+    }
+}
+
+fn attempt<T>(
+    url: &str,
+    attempts: u32,
+    deadline: &Deadline,
+    mut call: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut tried = 0;
+    loop {
+        let error = match call() {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        tried += 1;
+        let again = error.is_retryable() && tried < attempts && !deadline.is_over();
+        if !again || !wait(jittered(tried), deadline) {
+            return Err(after(error, tried));
         }
+        tracing::debug!(store = url, tried, %error, "trying again");
+    }
+}
+
+/// An upload whose beginning, parts and end are each tried again by themselves.
+struct RetryUpload<'a> {
+    inner: Box<dyn Upload + 'a>,
+    url: &'a str,
+    attempts: u32,
+    deadline: Deadline,
+}
+
+impl Upload for RetryUpload<'_> {
+    fn part(&mut self, index: u32, bytes: &Bytes) -> Result<()> {
+        let Self { inner, url, attempts, deadline } = self;
+        attempt(url, *attempts, deadline, || inner.part(index, bytes))
+    }
+
+    fn complete(&mut self) -> Result<Put> {
+        let Self { inner, url, attempts, deadline } = self;
+        attempt(url, *attempts, deadline, || inner.complete())
     }
 }
 
@@ -93,6 +122,12 @@ impl<S: Storage> Storage for Retry<S> {
         self.attempt(deadline, || self.inner.put_new(key, body, deadline))
     }
 
+    fn upload_new<'a>(&'a self, key: &str, deadline: &Deadline) -> Result<Box<dyn Upload + 'a>> {
+        let inner = self.attempt(deadline, || self.inner.upload_new(key, deadline))?;
+        let (url, attempts, deadline) = (self.inner.url(), self.attempts, deadline.clone());
+        Ok(Box::new(RetryUpload { inner, url, attempts, deadline }))
+    }
+
     fn get(&self, key: &str, range: Option<Range<u64>>, deadline: &Deadline) -> Result<Box<dyn Read + Send>> {
         self.attempt(deadline, || self.inner.get(key, range.clone(), deadline))
     }
@@ -132,7 +167,7 @@ impl<S: Storage> Storage for Retry<S> {
 mod tests {
     use super::*;
     use crate::storage::faulty::{Fault, Faulty, Moment};
-    use crate::storage::{FsStorage, conformance};
+    use crate::storage::{FsStorage, PART_SIZE, conformance};
 
     fn store() -> (tempfile::TempDir, Faulty<FsStorage>) {
         let dir = tempfile::tempdir().unwrap();
@@ -179,6 +214,27 @@ mod tests {
         faults.fail_at(1, Fault::Timeout(Moment::After));
         let retry = Retry::new(store, 3);
         assert_eq!(retry.put_new("a", &Bytes::from_static(b"x"), &deadline()).unwrap(), Put::Existed);
+    }
+
+    #[test]
+    fn a_part_is_sent_again_by_itself_and_so_is_the_end() {
+        let (_dir, store) = store();
+        let faults = store.faults();
+        for (call, moment) in
+            [(1, Moment::Before), (3, Moment::Before), (5, Moment::After), (7, Moment::After)]
+        {
+            faults.fail_at(call, Fault::Error(moment));
+        }
+        let retry = Retry::new(store, 3);
+        let mut upload = retry.upload_new("a", &deadline()).unwrap();
+        upload.part(0, &Bytes::from(vec![1; PART_SIZE])).unwrap();
+        upload.part(1, &Bytes::from(vec![2; 50])).unwrap();
+        // Its own lost attempt made the object.
+        assert_eq!(upload.complete().unwrap(), Put::Existed);
+        assert_eq!((faults.fired(), faults.calls()), (4, 8));
+        let mut content = Vec::new();
+        retry.get("a", None, &deadline()).unwrap().read_to_end(&mut content).unwrap();
+        assert!(content == [vec![1; PART_SIZE], vec![2; 50]].concat());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the repositories hold and what can be recovered from it, in a screenful.
 
 use crate::codec::Opener;
-use crate::index::IndexHandle;
+use crate::index::{Damage, IndexHandle};
 use crate::kind::Result;
 use crate::postgres::{Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
 use crate::recovery::catalog::Catalog;
@@ -28,6 +28,8 @@ pub struct Status {
     pub windows: Vec<Window>,
     /// When the newest segment was archived, as the index knows it.
     pub newest_archived: Option<Timestamp>,
+    /// Objects that were found damaged and are not mended yet.
+    pub damage: Vec<Damage>,
 }
 
 /// One repository.
@@ -147,6 +149,7 @@ pub fn status(
             .run(|index| index.wal_totals(sysid))
             .and_then(|totals| totals.newest_archived)
             .and_then(|us| Timestamp::from_microsecond(us).ok()),
+        damage: index.run(crate::index::Index::damages).unwrap_or_default(),
     };
     if usable.is_empty() {
         return Ok(status);

@@ -2,7 +2,7 @@
 //!
 //! What is to be copied follows from listings alone: the difference of keys. A backup's `backup.json` goes last, after
 //! all its objects and the WAL that it needs, since it is what makes the objects a backup. Broken off at any point, the
-//! next run goes on where this one stopped.
+//! next run goes on where this one stopped. Objects that were found damaged are replaced by a good copy first.
 
 use crate::index::{IndexHandle, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
@@ -113,7 +113,8 @@ fn side<'r>(repository: &'r Repository, keys: &ClusterKeys, sysid: SystemIdentif
             .storage()
             .list(&folder, "", usize::MAX, &deadline)
             .map_err(|error| repository.error("list", &error))?;
-        objects.extend(list.into_iter().map(|object| (object.key.clone(), object)));
+        let kept = list.into_iter().filter(|object| !object.key.contains(".damaged-"));
+        objects.extend(kept.map(|object| (object.key.clone(), object)));
     }
     let stamp = RepositoryStamp { url: repository.url().to_owned(), cluster_id: file.id };
     Ok(Side { repository, stamp, objects })
@@ -161,6 +162,58 @@ pub fn run(
         });
     }
     outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Replaces objects that were found damaged by the copy of another repository in which no damage was found, and returns
+/// their keys. The damaged one is moved aside first: what it held survives.
+pub fn mend(repositories: &[Repository], index: &IndexHandle) -> Result<Vec<String>> {
+    let damages = index.run(crate::index::Index::damages).unwrap_or_default();
+    let mut mended = Vec::new();
+    for damage in &damages {
+        let Some(target) = repositories.iter().find(|repository| repository.url() == damage.url) else {
+            continue;
+        };
+        let is_damaged = |repository: &Repository| {
+            damages.iter().any(|other| other.key == damage.key && other.url == repository.url())
+        };
+        let good = repositories
+            .iter()
+            .filter(|repository| !is_damaged(repository))
+            .find(|repository| repository.storage().head(&damage.key, &repository.deadline()).is_ok());
+        let Some(good) = good else {
+            tracing::warn!("no good copy of the damaged \"{}\" is known", damage.key);
+            continue;
+        };
+        let aside = aside_key(&damage.key);
+        match copy_within(target, &damage.key, &aside) {
+            Ok(()) => {}
+            Err(error) if error.is_not_found() => {} // removed by hand, or by a run that broke off here
+            Err(error) => return Err(target.error("move damage aside in", &error)),
+        }
+        let deleted = target.storage().delete(&damage.key, &target.deadline());
+        deleted.map_err(|error| target.error("delete from", &error))?;
+        copy_object(good, target, &damage.key)?;
+        index.run(|index| index.forget_damage(&damage.url, &damage.key));
+        mended.push(damage.key.clone());
+    }
+    Ok(mended)
+}
+
+/// Returns where a damaged object is kept: beside it, under a name that no reader looks for.
+fn aside_key(key: &str) -> String {
+    format!("{key}.damaged-{}", jiff::Timestamp::now().as_second())
+}
+
+fn copy_within(repository: &Repository, from: &str, to: &str) -> crate::storage::Result<()> {
+    use std::io::Read;
+    let deadline = repository.deadline();
+    let mut body = Vec::new();
+    repository
+        .storage()
+        .get(from, None, &deadline)?
+        .read_to_end(&mut body)
+        .map_err(|error| crate::storage::Error::Unreachable(format!("read \"{from}\": {error}")))?;
+    repository.storage().put_new(to, &bytes::Bytes::from(body), &deadline).map(drop)
 }
 
 fn note(

@@ -9,8 +9,12 @@
 mod archive;
 mod backup_engine;
 mod cli;
+mod crash;
 mod demo;
+mod doubt;
 mod init;
+mod large;
+mod prefetch;
 mod recover;
 mod reports;
 mod s3;

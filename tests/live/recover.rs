@@ -158,6 +158,12 @@ live_test!(
         let finished = story.recover("json", &["--until", &third.after, "--plan", "--output", "json"]).ok();
         let plan: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
         assert_eq!(plan["timeline"], 1);
+        let finished =
+            story.recover("json", &["--until", &third.committed, "--plan", "--output", "json"]).ok();
+        let plan: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        assert_eq!(plan["around"]["kept"]["xid"], third.xid, "the last commit that is kept: {plan}");
+        let time = |which: &str| plan["around"][which]["time"].as_str().expect("a time").to_owned();
+        assert!(time("lost") > time("kept"), "the first that is lost: {plan}");
         assert!(!story.target("json").exists(), "a plan restores nothing");
     }
 );

@@ -62,6 +62,29 @@ live_test!(
 
 live_test!(
     [15]
+    fn damage_that_a_fetch_found_is_shown_by_status_and_mended_by_sync(pg: Installation) {
+        let site = Site::new(&pg);
+        let name = site.archive_a_segment();
+        let object = site.wal_objects("primary", &name).remove(0);
+        let good = fs::read(&object).expect("read");
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        fs::write(&object, &bad).expect("write");
+        site.get(&name, &[]).0.ok();
+        let status = site.walden.run(&["status"]).ok();
+        assert!(status.stdout.contains("DAMAGED") && status.stdout.contains(&name), "{status}");
+        site.walden.run(&["sync"]).ok();
+        assert!(fs::read(&object).expect("read") == good, "the copy of the other repository");
+        let status = site.walden.run(&["status"]).ok();
+        assert!(!status.stdout.contains("DAMAGED"), "{status}");
+        assert_eq!(site.wal_objects("primary", &name).len(), 2, "the damaged one is kept aside");
+        site.get(&name, &["--without", "replica"]).0.ok();
+    }
+);
+
+live_test!(
+    [15]
     fn resolve_keeps_one_content_and_puts_the_other_aside(pg: Installation) {
         let site = Site::new(&pg);
         let name = site.archive_a_segment();

@@ -1,6 +1,6 @@
 //! S3 and what speaks it, as a store.
 //!
-//! Here are the calls of [`Storage`]; `put.rs` has the create-only write, `reader.rs` an object's bytes, `errors.rs`
+//! Here are the calls of [`Storage`]; `put.rs` has the create-only write, `upload.rs` that in parts, `reader.rs` an object's bytes, `errors.rs`
 //! what answers mean, `client.rs` the SDK's set-up and its runtime, `http.rs` and `watch.rs` the connections and how
 //! long they may stall. Retries are not here: see [`super::Retry`].
 
@@ -9,9 +9,10 @@ mod errors;
 mod http;
 mod put;
 mod reader;
+mod upload;
 mod watch;
 
-use super::{Deadline, Error, Object, Put, Result, Storage};
+use super::{Deadline, Error, Object, Put, Result, Storage, Upload};
 use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -258,6 +259,10 @@ impl Storage for S3Storage {
 
     fn put_new(&self, key: &str, body: &Bytes, deadline: &Deadline) -> Result<Put> {
         put::put_new(self, key, body, deadline)
+    }
+
+    fn upload_new<'a>(&'a self, key: &str, deadline: &Deadline) -> Result<Box<dyn Upload + 'a>> {
+        Ok(Box::new(upload::begin(self, key, deadline)?))
     }
 
     fn get(&self, key: &str, range: Option<Range<u64>>, deadline: &Deadline) -> Result<Box<dyn Read + Send>> {

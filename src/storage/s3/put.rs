@@ -21,11 +21,15 @@ use std::time::Duration;
 /// How often a write is repeated that met another one of the same object.
 const CONFLICTS: u32 = 4;
 
+/// The headers that some stores do not know.
+pub(super) const CONDITION_HEADER: &str = "If-None-Match";
+pub(super) const CHECKSUM_HEADER: &str = "x-amz-checksum-crc32";
+
 /// What a write asks of the store beyond keeping the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Extras {
-    condition: bool,
-    checksum: bool,
+pub(super) struct Extras {
+    pub(super) condition: bool,
+    pub(super) checksum: bool,
 }
 
 pub(super) fn put_new(storage: &S3Storage, key: &str, body: &Bytes, deadline: &Deadline) -> Result<Put> {
@@ -40,8 +44,8 @@ pub(super) fn put_new(storage: &S3Storage, key: &str, body: &Bytes, deadline: &D
             Err(failure) if failure.may_be_unknown_header() => {}
             Err(failure) => return Err(failure.error),
             Ok(put) => {
-                remember(&storage.no_conditions, !fewer.condition, &storage.url, "If-None-Match");
-                remember(&storage.no_checksums, !fewer.checksum, &storage.url, "x-amz-checksum-crc32");
+                remember(&storage.no_conditions, !fewer.condition, &storage.url, CONDITION_HEADER);
+                remember(&storage.no_checksums, !fewer.checksum, &storage.url, CHECKSUM_HEADER);
                 return Ok(put);
             }
         }
@@ -51,7 +55,7 @@ pub(super) fn put_new(storage: &S3Storage, key: &str, body: &Bytes, deadline: &D
 
 /// Returns what to try after a refusal, the likeliest first: 501 is for headers "that imply functionality that is
 /// not implemented".
-fn fewer(extras: Extras, status: Option<u16>) -> Vec<Extras> {
+pub(super) fn fewer(extras: Extras, status: Option<u16>) -> Vec<Extras> {
     let mut choices = vec![
         Extras { condition: false, ..extras },
         Extras { checksum: false, ..extras },
@@ -65,7 +69,7 @@ fn fewer(extras: Extras, status: Option<u16>) -> Vec<Extras> {
     choices
 }
 
-fn remember(refused: &AtomicBool, now: bool, url: &str, header: &str) {
+pub(super) fn remember(refused: &AtomicBool, now: bool, url: &str, header: &str) {
     if now && !refused.swap(true, Ordering::Relaxed) {
         tracing::warn!("store \"{url}\" does not accept the header {header}; it is left away");
     }
@@ -102,7 +106,12 @@ fn attempt(
 }
 
 /// "Existed" becomes "archived" further up, so the object has to be seen.
-fn existed(storage: &S3Storage, key: &str, failure: &Failure, deadline: &Deadline) -> Result<Put, Failure> {
+pub(super) fn existed(
+    storage: &S3Storage,
+    key: &str,
+    failure: &Failure,
+    deadline: &Deadline,
+) -> Result<Put, Failure> {
     match storage.ask(key, deadline) {
         Ok(Some(_)) => Ok(Put::Existed),
         Ok(None) => Err(Error::Unreachable(format!("{}, but it is not there", failure.error)).into()),
@@ -155,7 +164,7 @@ fn send(
 }
 
 /// Returns tags as a URL's query.
-fn tagging(tags: &[(String, String)]) -> String {
+pub(super) fn tagging(tags: &[(String, String)]) -> String {
     let tags: Vec<String> =
         tags.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     tags.join("&")

@@ -4,6 +4,7 @@ mod faults;
 mod scripted;
 mod servers;
 mod stalls;
+mod uploads;
 
 use std::path::PathBuf;
 use std::time::Duration;

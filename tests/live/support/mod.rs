@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod http;
 pub mod ledger;
 pub mod moto;
+pub mod peak;
 pub mod postgres;
 pub mod rclone;
 pub mod s3_client;

@@ -39,13 +39,21 @@ impl Site {
     /// Returns a site as asked, started.
     #[track_caller]
     pub fn with(pg: &Installation, options: &SiteOptions) -> Self {
+        let mut site = Self::prepare(pg, options);
+        site.cluster.start();
+        site
+    }
+
+    /// Returns a site as asked, whose server does not run yet.
+    #[track_caller]
+    pub fn prepare(pg: &Installation, options: &SiteOptions) -> Self {
         let work = WorkDir::new();
         let config = work.join("walden.toml");
         let mut cluster_options = options.cluster.clone();
         for (name, value) in &options.env {
             cluster_options = cluster_options.env(name, value);
         }
-        let mut cluster = Cluster::create(pg, &cluster_options);
+        let cluster = Cluster::create(pg, &cluster_options);
         let walden = Walden::new(&config).envs(&options.env);
         let mut repositories = options.repositories.clone();
         if repositories.is_empty() {
@@ -68,7 +76,6 @@ impl Site {
             "archive_mode = on\narchive_command = '{}'\n",
             walden.command_line("archive-push %p")
         ));
-        cluster.start();
         Self { cluster, walden, config, work }
     }
 
