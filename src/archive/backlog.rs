@@ -17,6 +17,11 @@ const TIME: Duration = Duration::from_millis(500);
 pub fn send_some(keys: &ClusterKeys, sysid: SystemIdentifier, targets: &Targets<'_>, index: &IndexHandle) {
     let began = Instant::now();
     for target in &targets.ready {
+        // One that failed in this very call is left alone.
+        let breaker = index.run(|index| index.breaker(target.repository.url())).flatten();
+        if breaker.is_some_and(|breaker| breaker.is_open()) {
+            continue;
+        }
         let missing = index.run(|index| index.backlog(sysid, target.repository.url(), FILES));
         for file in missing.unwrap_or_default() {
             if began.elapsed() > TIME {

@@ -24,7 +24,7 @@ mod spool;
 mod targets;
 
 pub use get::{Fetched, GetOptions, get};
-pub use prefetch::{PrefetchOptions, prefetch};
+pub use prefetch::{PrefetchOptions, is_recovering, prefetch};
 pub use push::{PushOptions, Pushed, push};
 pub use source::{Origin, WalFile, system_identifier_beside};
 pub use spool::Spool;

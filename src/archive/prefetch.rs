@@ -13,6 +13,7 @@ use crate::repository::{
     ClusterKeys, ClusterState, Repository, WalListing, WalObject, ask_all, list_wal_from,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,14 @@ pub struct PrefetchOptions {
     pub parallel: usize,
     /// How long the server may ask for nothing before the prefetcher ends.
     pub idle: Duration,
+    /// The data directory of the server that recovers; none where no recovery was seen to run.
+    pub recovering: Option<PathBuf>,
+}
+
+/// Returns whether a server recovers in `data_dir`: it runs, and has not removed the file that asked for recovery.
+pub fn is_recovering(data_dir: &Path) -> bool {
+    let there = |name: &str| data_dir.join(name).exists();
+    there("postmaster.pid") && (there("recovery.signal") || there("standby.signal"))
 }
 
 /// Keeps segments ready until the server has asked for nothing for a while; leaves the spool empty. Returns at once
@@ -146,7 +155,8 @@ impl<'a> Prefetcher<'a> {
                 since = Instant::now();
                 shown.again = None;
             }
-            if since.elapsed() > self.options.idle {
+            let recovered = self.options.recovering.as_ref().is_some_and(|data_dir| !is_recovering(data_dir));
+            if recovered || since.elapsed() > self.options.idle {
                 return Ok(());
             }
             let progress = std::mem::take(&mut self.shared().progress);

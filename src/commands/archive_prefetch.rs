@@ -5,13 +5,13 @@
 //! servers before 16 let their commands inherit more than the three standard files.
 
 use super::{Global, setup};
-use crate::archive::{PrefetchOptions, Spool, prefetch};
+use crate::archive::{PrefetchOptions, Spool, is_recovering, prefetch};
 use crate::config::Config;
 use crate::kind::{Context, Result};
 use crate::postgres::SystemIdentifier;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -28,6 +28,9 @@ pub struct Args {
     /// Do not fetch from this repository
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
+    /// End when no server recovers in this directory any more
+    #[arg(long, value_name = "DIR")]
+    recovering: Option<PathBuf>,
 }
 
 /// Returns whether this process may leave files in `dir`, or where `dir` will be: as root not in what belongs to the
@@ -51,6 +54,12 @@ fn try_start(config: &Config, sysid: SystemIdentifier, without: &[String]) -> Re
     command.arg("--config").arg(&config.path).arg("archive-prefetch").arg(sysid.to_string());
     for name in without {
         command.arg("--without").arg(name);
+    }
+    // The server runs its commands in its data directory.
+    if let Ok(data_dir) = std::env::current_dir()
+        && is_recovering(&data_dir)
+    {
+        command.arg("--recovering").arg(data_dir);
     }
     let log = log_file(&config.cluster_state_dir().join("prefetch.log")).context("open the log")?;
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -108,6 +117,7 @@ fn run_detached(global: &Global, args: &Args) -> Result<()> {
         ahead: config.archive.prefetch,
         parallel: config.archive.parallel,
         idle: IDLE,
+        recovering: args.recovering.clone(),
     };
     prefetch(&spool, &options, &repositories, &opener)
 }

@@ -29,7 +29,7 @@ pub struct Args {
     /// Make the checkpoint at the start at once instead of spreading it
     #[arg(long)]
     fast: bool,
-    /// How many pieces are built and sent at once [default: the number of processors]
+    /// How many pieces are built and sent at once [default: the number of processors, at least 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: Option<u16>,
     /// Read at most this many bytes per second; k, M and G are understood
@@ -85,9 +85,9 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         label: args.label.clone(),
         note: args.note.clone(),
         fast: args.fast,
-        parallel: args.parallel.map_or(processors, usize::from),
+        parallel: args.parallel.map_or(processors.max(4), usize::from),
         max_rate: args.max_rate,
-        temp_dir: std::env::temp_dir(),
+        temp_dir: temp_dir(&config),
     };
     let operation = index.run(|index| index.log_start("base-backup", &id));
     let began = Instant::now();
@@ -113,6 +113,12 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Returns where the accounts of very many files are kept meanwhile: the system's directory may be in memory.
+fn temp_dir(config: &Config) -> std::path::PathBuf {
+    let state = config.cluster_state_dir();
+    if state.is_dir() { state } else { std::env::temp_dir() }
 }
 
 /// Without the WAL of its time a backup is worth nothing, and a server that does not archive will never send it. A standby

@@ -311,6 +311,18 @@ fn carry_out(
             settings_options.port = Some(free);
             settings::write(data_dir, plan, &settings_options)?;
         }
+    } else {
+        // A port that was chosen, or must stay what it was, is not moved.
+        let port = start::setting_of_stopped(&start_options, "port")?.parse().unwrap_or(5432);
+        if free_port_from(&start_options, port)? != port {
+            return Err(Error::new(Kind::Server, format!("port {port} is taken by another server")).with_hint(
+                format!(
+                    "the files are restored and nothing was started; stop the other server, then: {} -D {} start",
+                    start_options.bin_dir.join("pg_ctl").display(),
+                    setup::shell_word(&data_dir.to_string_lossy())
+                ),
+            ));
+        }
     }
     let reached = start::start_and_follow(&start_options)?;
     start_options.action = action;

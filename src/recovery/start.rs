@@ -119,9 +119,14 @@ fn follow(options: &StartOptions, connection: &str, log: &Path, began_at: u64) -
             return ended(options, reached, log, began_at);
         }
         if server.is_none() {
-            server = Server::connect(connection).ok();
+            server = Server::connect(connection).ok().filter(|_| is_running(&options.data_dir));
         }
         let Some(connected) = &mut server else { continue };
+        if !is_ours(connected, &options.data_dir) {
+            // Another server at that port: what it says is not about this recovery.
+            server = None;
+            continue;
+        }
         let Ok(state) = look(connected) else {
             server = None;
             continue;
@@ -173,6 +178,17 @@ fn look(server: &mut Server) -> Result<State> {
         lsn: next(),
         last_transaction: next(),
     })
+}
+
+/// Returns whether the server runs on `data_dir`. One that does not say where it runs is taken for it: its process was
+/// seen there.
+fn is_ours(server: &mut Server, data_dir: &Path) -> bool {
+    let Ok(says) = server.query_one_text("SELECT coalesce(current_setting('data_directory', true), '')")
+    else {
+        return true;
+    };
+    let resolved = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    says.is_empty() || resolved(Path::new(&says)) == resolved(data_dir)
 }
 
 /// Returns whether the postmaster of `data_dir` is alive.

@@ -143,6 +143,31 @@ live_test!(
 
 live_test!(
     [15]
+    fn taking_over_keeps_archiving_and_the_port_and_waits_for_the_original_to_go(pg: Installation) {
+        let mut story = Story::tell(&pg, 1);
+        let refused = story.recover("new", &["--until", "latest", "--take-over", "--start"]).expect_code(7);
+        assert!(refused.stderr.contains("is taken by another server"), "{refused}");
+        story.site.cluster.stop(Stop::Fast);
+        let start = pg.program("pg_ctl").display().to_string();
+        let new = story.target("new");
+        assert!(refused.stderr.contains(&format!("{start} -D {} start", new.display())), "{refused}");
+        let mut cluster = Cluster::open(&pg, &new);
+        cluster.start();
+        cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
+        assert_eq!(Ledger::ids(&cluster).len(), 7);
+        assert_eq!(cluster.psql("show archive_mode"), "on");
+        // It writes into the archive that it came from, on a timeline of its own.
+        let segment = cluster.switch_wal();
+        assert!(segment.starts_with("00000002"), "{segment}");
+        cluster.wait_archived(&segment);
+        assert_eq!(story.site.wal_objects("primary", "00000002.history").len(), 1);
+        assert_eq!(story.site.wal_objects("replica", &segment).len(), 1);
+        cluster.stop(Stop::Fast);
+    }
+);
+
+live_test!(
+    [15]
     fn actions_other_than_promote(pg: Installation) {
         let story = Story::tell(&pg, 1);
         let third = &story.after[2];

@@ -177,6 +177,11 @@ impl Demo {
              --repository primary=file://$PWD/primary --repository replica=file://$PWD/replica \\\n\
              --connection \"host=$PWD port={PORT} user=postgres\""
         ))?;
+        // The prefetcher ends some moments after the server that it works for, and might write into the directory
+        // while it is being removed.
+        self.quiet(
+            "sed -i 's/^.archive.$/&\\nprefetch = 0   # nothing runs on when the demo is over/' walden.toml",
+        )?;
         self.quiet("pg_ctl -D data -l server.log -s -m fast restart")
     }
 

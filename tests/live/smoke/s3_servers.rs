@@ -2,7 +2,7 @@
 
 use aws_sdk_s3::primitives::ByteStream;
 
-use crate::support::{Moto, Rclone, S3Client};
+use crate::support::{Moto, Rclone, S3Client, wait_until};
 
 #[test]
 fn rclone_serves_s3_over_tls() {
@@ -17,11 +17,13 @@ fn rclone_serves_s3_over_tls() {
         .body(ByteStream::from_static(b"x"));
     client.wait(put.send()).unwrap();
     assert_eq!(rclone.object("deep/down/a").as_deref(), Some(b"x".as_slice()));
-    // What a test puts into the directory is served at once.
+    // What a test puts into the directory is served as soon as rclone looks again.
     std::fs::write(rclone.bucket_dir().join("b"), "y").unwrap();
-    let list = client.wait(client.client.list_objects_v2().bucket(&rclone.bucket).send()).unwrap();
-    let keys: Vec<_> = list.contents().iter().map(|object| object.key().unwrap()).collect();
-    assert_eq!(keys, ["b", "deep/down/a"]);
+    wait_until("both objects are listed", || {
+        let list = client.wait(client.client.list_objects_v2().bucket(&rclone.bucket).send()).unwrap();
+        let keys: Vec<_> = list.contents().iter().map(|object| object.key().unwrap().to_owned()).collect();
+        keys == ["b", "deep/down/a"]
+    });
 
     let distrustful = connect(None);
     assert!(distrustful.wait(distrustful.client.list_buckets().send()).is_err());
