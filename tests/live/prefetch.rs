@@ -198,9 +198,12 @@ live_test!(
         Ledger::create(&site.cluster);
         site.walden.run(&["base-backup", "--fast"]).ok();
         fill(&site, 12);
+        site.cluster.psql("select pg_create_restore_point('here')");
+        site.archive_a_segment();
         let dir = site.work.join("restored");
         let target = dir.display().to_string();
-        site.walden.run(&["recover", "--until", "latest", "--data-dir", &target]).ok();
+        // Paused, the server goes on recovering, and a prefetcher works for it until it has been idle for a while.
+        site.walden.run(&["recover", "--until", "name:here", "--action", "pause", "--data-dir", &target]).ok();
         let mut conf = fs::read_to_string(dir.join("postgresql.auto.conf")).expect("read");
         let socket = user::WorkDir::short();
         conf.push_str(&format!(
@@ -219,10 +222,9 @@ live_test!(
         wait_until("a prefetcher runs", || !prefetchers(&site).is_empty());
         let collectors = || logger_of(&dir);
         assert_eq!(collectors().len(), 1, "the log collector runs");
-        pg_ctl(&["stop", "-m", "fast"]).ok();
-        assert!(!prefetchers(&site).is_empty(), "the prefetcher outlives the server for a while");
-        assert!(wait_for(Duration::from_secs(5), || collectors().is_empty()), "the log collector ends");
-        for pid in prefetchers(&site) {
+        let running = prefetchers(&site);
+        assert!(!running.is_empty(), "it is looked at while it runs");
+        for pid in running {
             let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             for fd in fds {
                 let to = fs::read_link(fd.path()).unwrap_or_default().display().to_string();
@@ -230,6 +232,9 @@ live_test!(
             }
             assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default(), Path::new("/"));
         }
+        pg_ctl(&["stop", "-m", "fast"]).ok();
+        assert!(wait_for(Duration::from_secs(5), || collectors().is_empty()), "the log collector ends");
+        wait_until("the prefetcher ends with the server", || prefetchers(&site).is_empty());
     }
 );
 
