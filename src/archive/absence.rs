@@ -88,7 +88,7 @@ pub fn judge(
         {
             Verdict::InFlight(segment)
         }
-        Some((segment, Some(time))) if time > now => Verdict::InFlight(segment),
+        Some((segment, Some(time))) if time >= now => Verdict::InFlight(segment),
         Some((segment, _)) => Verdict::Gap(segment),
     }
 }
@@ -188,6 +188,7 @@ mod tests {
             Verdict::Gap(later),
             "the oldest later one decides"
         );
+        assert_eq!(judged(vec![answer(&[("000000010000000000000007", 0)])]), Verdict::InFlight(later));
         assert_eq!(judged(vec![answer(&[("000000010000000000000007", -50)])]), Verdict::InFlight(later));
     }
 }

@@ -105,6 +105,12 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     // With JSON, stdout is for the result alone.
     let show = |text: String| if args.output == Format::Json { eprint!("{text}") } else { print!("{text}") };
     show(plan_text(&plan, &args.without));
+    if args.take_over && !plan.missing_histories.is_empty() {
+        tracing::warn!(
+            "timeline histories are missing from the archive, and the server may use one of their numbers again when it is \
+             promoted; hint: take over under another cluster name, so that what it archives stands apart"
+        );
+    }
     if args.plan {
         return Ok(());
     }

@@ -3,7 +3,6 @@
 use super::backup::BackupSummary;
 use super::{ClusterKeys, Repository};
 use crate::storage;
-use std::io::Read;
 
 /// The largest `backup.json` that is read, in bytes.
 const LARGEST_SUMMARY: u64 = 256 << 20;
@@ -27,13 +26,7 @@ pub fn list_backups(repository: &Repository, keys: &ClusterKeys) -> storage::Res
 /// Returns the summary of a backup.
 pub fn read_summary(repository: &Repository, keys: &ClusterKeys, id: &str) -> storage::Result<BackupSummary> {
     let key = format!("{}backup.json", keys.backup(id));
-    let mut text = Vec::new();
-    repository
-        .storage()
-        .get(&key, None, &repository.deadline())?
-        .take(LARGEST_SUMMARY)
-        .read_to_end(&mut text)
-        .map_err(|error| storage::Error::Unreachable(format!("read \"{key}\": {error}")))?;
+    let text = super::stored::read_small(repository, &key, LARGEST_SUMMARY, &repository.deadline())?;
     serde_json::from_slice(&text)
         .map_err(|error| storage::Error::Refused(format!("\"{key}\" is not a backup's summary: {error}")))
 }

@@ -7,7 +7,6 @@ use crate::postgres::{SystemIdentifier, WalSegmentSize};
 use crate::storage::{self, Deadline};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::io::Read;
 
 /// The format of everything below a cluster's prefix that this version writes.
 pub const CLUSTER_FORMAT: u32 = 1;
@@ -61,13 +60,7 @@ impl ClusterFile {
     /// Reads the file of `sysid` in `repository`.
     pub fn read(repository: &Repository, keys: &ClusterKeys, deadline: &Deadline) -> storage::Result<Self> {
         let key = keys.cluster_file();
-        let mut text = Vec::new();
-        repository
-            .storage()
-            .get(&key, None, deadline)?
-            .take(1 << 20)
-            .read_to_end(&mut text)
-            .map_err(|error| storage::Error::Unreachable(format!("read \"{key}\": {error}")))?;
+        let text = super::stored::read_small(repository, &key, 1 << 20, deadline)?;
         let file: Self = serde_json::from_slice(&text)
             .map_err(|error| storage::Error::Refused(format!("\"{key}\" is not a cluster file: {error}")))?;
         if file.format > CLUSTER_FORMAT {

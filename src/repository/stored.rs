@@ -43,6 +43,29 @@ pub fn read_stored(repository: &Repository, key: &str, size: u64) -> Result<Vec<
     Ok(body)
 }
 
+/// Returns a small object that is read whole, at most `limit` bytes of it. A transfer that breaks off is begun again: one
+/// lost connection must not end a recovery.
+pub(super) fn read_small(
+    repository: &Repository,
+    key: &str,
+    limit: u64,
+    deadline: &storage::Deadline,
+) -> storage::Result<Vec<u8>> {
+    let mut in_vain = 0;
+    loop {
+        let mut body = Vec::new();
+        // The store's own retries cover the opening.
+        let stored = repository.storage().get(key, None, deadline)?;
+        match stored.take(limit).read_to_end(&mut body) {
+            Ok(_) => return Ok(body),
+            Err(error) if in_vain == ATTEMPTS || deadline.is_over() => {
+                return Err(storage::Error::Unreachable(format!("read \"{key}\": {error}")));
+            }
+            Err(_) => in_vain += 1,
+        }
+    }
+}
+
 impl Stored<'_> {
     /// Opens the rest again. Fails with the error that made it necessary.
     fn take_up(&mut self, error: io::Error) -> io::Result<()> {
