@@ -107,7 +107,9 @@ def measure(name, calls):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     peak = after.ru_maxrss
-    return Figures(name, took, wall, cpu, peak)
+    figures = Figures(name, took, wall, cpu, peak)
+    say("  " + "  ".join(figures.row(None)))
+    return figures
 
 
 def reap():
@@ -231,7 +233,7 @@ def directories(arguments, wal, parts):
     pushes, gets, gets30 = [], [], []
 
     def both(name, make, detaches=False):
-        work = fresh(arguments, name.replace(" ", "-"))
+        work = fresh(arguments, "".join(c if c.isalnum() else "-" for c in name))
         data = wal.data_dir(f"{work}/data")
         tool = make(work, data)
         say(f"{name}: push")

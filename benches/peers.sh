@@ -35,5 +35,8 @@ if [ "$(id -u)" = 0 ]; then
 else
     mkdir "$work/run"
 fi
-"${as_user[@]}" python3 "$work/peers.py" --walden "$work/walden" --work "$work/run" \
+# The one in the path may lie where that user cannot execute it.
+python=/usr/bin/python3
+[ -x "$python" ] || python=$(command -v python3)
+"${as_user[@]}" "$python" "$work/peers.py" --walden "$work/walden" --work "$work/run" \
     --rclone "$cache/bin/rclone" "$@"
