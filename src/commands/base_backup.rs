@@ -4,7 +4,6 @@ use super::output::{Format, bytes, json};
 use super::{Global, setup};
 use crate::backup::{BackupOptions, Destinations, run as run_backup};
 use crate::config::Config;
-use crate::index::IndexHandle;
 use crate::kind::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::repository::backup::{BackupSummary, new_backup_id};
@@ -89,7 +88,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         max_rate: args.max_rate,
         temp_dir: temp_dir(&config),
     };
-    let operation = index.run(|index| index.log_start("base-backup", &id));
+    let operation = index.log_start("base-backup", &id);
     let began = Instant::now();
     let progress = Progress::new();
     let result = super::progress::while_shown(&progress, "base backup", || {
@@ -98,7 +97,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         let (complete, failed) = destinations.complete(&summary, args.wait)?;
         Ok((summary, complete, failed))
     });
-    log_end(&index, operation, &result.as_ref().map(|_| ()).map_err(|error: &Error| error.clone()));
+    index.log_end(operation, &result);
     let (summary, complete, failed) = result?;
     report(args, &summary, &complete, began.elapsed())?;
     if let Some((repository, error)) = failed.into_iter().next() {
@@ -132,13 +131,6 @@ fn check_archiving(server: &mut Server) -> Result<()> {
         "archive_mode is off: the WAL that the backup needs would never be archived",
     )
     .with_hint("walden init --apply sets it; then restart the server"))
-}
-
-fn log_end(index: &IndexHandle, operation: Option<i64>, result: &Result<()>) {
-    if let Some(operation) = operation {
-        let outcome = result.as_ref().map_or_else(ToString::to_string, |()| "done".to_owned());
-        index.run(|index| index.log_end(operation, &outcome));
-    }
 }
 
 type Failed<'r> = Vec<(&'r Repository, Error)>;

@@ -350,32 +350,14 @@ fn settings(config: &Config, apply: bool) -> Result<()> {
     if server.setting("wal_level")? == "minimal" {
         server.alter_system("wal_level", "replica")?;
     }
-    reload_and_wait(&mut server)?;
+    server.reload()?;
     println!("Set archive_mode, archive_command and restore_command with ALTER SYSTEM.");
-    let pending = server.rows(
-        "SELECT name FROM pg_settings WHERE pending_restart
-         AND name IN ('archive_mode', 'archive_command', 'restore_command', 'wal_level') ORDER BY name",
-    )?;
-    let pending: Vec<String> = pending.into_iter().flatten().flatten().collect();
+    let names: Vec<&str> = list.iter().map(|(name, _)| *name).chain(["wal_level"]).collect();
+    let pending = server.pending_restart(&names)?;
     if pending.is_empty() {
         println!("All of them are in force.");
     } else {
         println!("The server must be restarted before archiving works: {} changed.", pending.join(", "));
     }
-    Ok(())
-}
-
-/// Reloads the configuration and waits until this session has read it.
-fn reload_and_wait(server: &mut Server) -> Result<()> {
-    let loaded = "SELECT pg_conf_load_time()::text";
-    let before = server.query_one_text(loaded)?;
-    server.reload()?;
-    for _ in 0..100 {
-        if server.query_one_text(loaded)? != before {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    tracing::warn!("the server has not reloaded its configuration within 5 s");
     Ok(())
 }

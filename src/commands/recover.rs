@@ -116,14 +116,9 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     }
     let data_dir = args.data_dir.as_deref().unwrap_or(Path::new(""));
     let data_dir = durable::absolute(data_dir).context("--data-dir")?;
-    let operation = index.run(|index| {
-        index.log_start("recover", &format!("--until {} to {}", plan.target, data_dir.display()))
-    });
+    let operation = index.log_start("recover", &format!("--until {} to {}", plan.target, data_dir.display()));
     let result = carry_out(&config, args, action, &plan, &data_dir, &opener, &show);
-    if let Some(operation) = operation {
-        let outcome = result.as_ref().map_or_else(ToString::to_string, |()| "done".to_owned());
-        index.run(|index| index.log_end(operation, &outcome));
-    }
+    index.log_end(operation, &result);
     result
 }
 

@@ -36,12 +36,9 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let repositories = setup::repositories(&config)?;
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
     let index = setup::index(&config);
-    let operation = index.run(|index| index.log_start("resolve", &format!("{name} --keep {keep:08x}")));
+    let operation = index.log_start("resolve", &format!("{name} --keep {keep:08x}"));
     let result = resolve(&config.cluster, sysid, name, keep, &repositories);
-    if let Some(operation) = operation {
-        let outcome = result.as_ref().map_or_else(ToString::to_string, |_| "done".to_owned());
-        index.run(|index| index.log_end(operation, &outcome));
-    }
+    index.log_end(operation, &result);
     let moved = result?;
     if moved.is_empty() {
         println!("\"{name}\" has this content only; nothing was to be done.");

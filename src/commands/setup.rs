@@ -97,22 +97,9 @@ pub fn origin(config: &Config, given: Option<SystemIdentifier>) -> Origin {
     Origin { data_dir: config.data_dir.clone(), system_identifier: given }
 }
 
-/// Reads the control file of a data directory. It may be torn while the server writes it: it is read again.
+/// Reads the control file of a data directory.
 pub fn control_file(data_dir: &Path) -> Result<ControlFile> {
-    let path = data_dir.join("global/pg_control");
-    let mut problem = String::new();
-    for _ in 0..10 {
-        let bytes = std::fs::read(&path).map_err(|error| {
-            Error::new(crate::kind::Kind::Server, format!("\"{}\": {error}", path.display()))
-                .with_hint("is this the server's data directory, and may this user read it?")
-        })?;
-        match ControlFile::parse(&bytes) {
-            Ok(control) => return Ok(control),
-            Err(error) => problem = error.to_string(),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    Err(Error::corrupt(format!("\"{}\": {problem}", path.display())))
+    crate::backup::read_control_file(data_dir).map(|(_, control)| control)
 }
 
 /// Returns the absolute path of this program.

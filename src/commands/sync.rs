@@ -58,16 +58,13 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         println!("{} objects to copy, {}", tasks.len(), bytes(total));
         return Ok(());
     }
-    let operation = index.run(|index| index.log_start("sync", &format!("{} objects", tasks.len())));
+    let operation = index.log_start("sync", &format!("{} objects", tasks.len()));
     let progress = Progress::new();
     let outcome = super::progress::while_shown(&progress, "sync", || {
         copy(&tasks, &stamps, sysid, usize::from(args.parallel), &index, &progress)
     });
     let first = outcome.failed.first().cloned();
-    if let Some(operation) = operation {
-        let text = first.as_ref().map_or_else(|| "done".to_owned(), ToString::to_string);
-        index.run(|index| index.log_end(operation, &text));
-    }
+    index.log_end(operation, &first.clone().map_or(Ok(()), Err));
     if args.output == Format::Json {
         json(&outcome)?;
     } else if tasks.is_empty() {

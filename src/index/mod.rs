@@ -89,6 +89,19 @@ impl IndexHandle {
         }
     }
 
+    /// Writes into the log of operations that one begins, and returns its number.
+    pub fn log_start(&self, command: &str, detail: &str) -> Option<i64> {
+        self.run(|index| index.log_start(command, detail))
+    }
+
+    /// Writes how the operation ended.
+    pub fn log_end<T>(&self, operation: Option<i64>, result: &Result<T>) {
+        if let Some(operation) = operation {
+            let outcome = result.as_ref().map_or_else(ToString::to_string, |_| "done".to_owned());
+            self.run(|index| index.log_end(operation, &outcome));
+        }
+    }
+
     /// Returns whether there is an index to ask.
     pub fn is_present(&self) -> bool {
         self.index.lock().unwrap_or_else(PoisonError::into_inner).is_some()
