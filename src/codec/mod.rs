@@ -5,10 +5,12 @@
 //! the ending, never by the configuration. Bare frames carry a content checksum; encrypted ones do not, since age
 //! authenticates every byte.
 
+mod frames;
+
 use crate::kind::{Context, Error, Kind, Result};
 use age::{Identity, Recipient};
-use lz4_flex::frame::{BlockMode, BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use frames::{FrameReader, FrameWriter};
+use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
 /// The ending of a compressed object.
@@ -77,15 +79,7 @@ impl Sealer {
         } else {
             Sink::Plain(out)
         };
-        let info = FrameInfo::new()
-            .block_size(BlockSize::Max64KB)
-            .block_mode(BlockMode::Independent)
-            .content_checksum(!self.encrypts());
-        Ok(SealedWriter {
-            frames: FrameEncoder::with_frame_info(info, Counted { sink, written: 0 }),
-            in_frame: false,
-            ended_frames: 0,
-        })
+        Ok(SealedWriter { frames: FrameWriter::new(sink, !self.encrypts()) })
     }
 }
 
@@ -111,20 +105,12 @@ enum Sink<W: Write> {
     Age(Box<age::stream::StreamWriter<W>>),
 }
 
-/// Counts the bytes of the LZ4 stream: the offsets in a backup's manifest are of this stream.
-struct Counted<W: Write> {
-    sink: Sink<W>,
-    written: u64,
-}
-
-impl<W: Write> Write for Counted<W> {
+impl<W: Write> Write for Sink<W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = match &mut self.sink {
-            Sink::Plain(out) => out.write(buf)?,
-            Sink::Age(out) => out.write(buf)?,
-        };
-        self.written += n as u64;
-        Ok(n)
+        match self {
+            Self::Plain(out) => out.write(buf),
+            Self::Age(out) => out.write(buf),
+        }
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -133,33 +119,19 @@ impl<W: Write> Write for Counted<W> {
 
 /// Builds one object, in memory or on its way. Plaintext is written; [`SealedWriter::end_frame`] begins a new LZ4 frame.
 pub struct SealedWriter<W: Write = Vec<u8>> {
-    frames: FrameEncoder<Counted<W>>,
-    /// Whether bytes were written since the last end of a frame.
-    in_frame: bool,
-    ended_frames: u64,
+    frames: FrameWriter<Sink<W>>,
 }
 
 impl<W: Write> SealedWriter<W> {
     /// Ends the current frame (none if nothing was written since the last end) and returns the offset in the LZ4
     /// stream at which the next one begins, in bytes.
     pub fn end_frame(&mut self) -> Result<u64> {
-        // The encoder would write a stray end mark for a frame that was never begun.
-        if self.in_frame {
-            self.frames.try_finish().context("compress")?;
-            self.in_frame = false;
-            self.ended_frames += 1;
-        }
-        Ok(self.frames.get_ref().written)
+        self.frames.end_frame().context("compress")
     }
 
     /// Ends the object and returns what it was written to: its bytes, if that was memory.
     pub fn finish(self) -> Result<W> {
-        let counted = if self.in_frame || self.ended_frames == 0 {
-            self.frames.finish().context("compress")?
-        } else {
-            self.frames.into_inner()
-        };
-        match counted.sink {
+        match self.frames.finish().context("compress")? {
             Sink::Plain(out) => Ok(out),
             Sink::Age(out) => out.finish().context("encrypt"),
         }
@@ -168,9 +140,7 @@ impl<W: Write> SealedWriter<W> {
 
 impl<W: Write> Write for SealedWriter<W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = self.frames.write(buf)?;
-        self.in_frame |= n > 0;
-        Ok(n)
+        self.frames.write(buf)
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -251,9 +221,9 @@ impl Opener {
             let decryptor = age::Decryptor::new_buffered(stored).map_err(decrypt_error)?;
             let identities = self.identities.iter().map(|i| i.as_ref() as &dyn Identity);
             let plain = decryptor.decrypt(identities).map_err(decrypt_error)?;
-            Ok(Box::new(Frames::new(BufReader::with_capacity(READ_BUFFER, plain))))
+            Ok(Box::new(FrameReader::new(BufReader::with_capacity(READ_BUFFER, plain))))
         } else if key.ends_with(LZ4) {
-            Ok(Box::new(Frames::new(stored)))
+            Ok(Box::new(FrameReader::new(stored)))
         } else {
             Err(Error::corrupt(format!("object \"{key}\" has an unknown ending")))
         }
@@ -297,32 +267,6 @@ pub fn reading_failed(error: &io::Error) -> Error {
         _ => Kind::Repository,
     };
     Error::new(kind, error.to_string())
-}
-
-/// Reads frame after frame. The decoder alone stops after each frame, and takes a stream that is cut between two
-/// blocks for a good end: whoever reads must know the length that is to come.
-struct Frames<R: Read> {
-    decoder: FrameDecoder<R>,
-}
-
-impl<R: BufRead> Frames<R> {
-    fn new(reader: R) -> Self {
-        Self { decoder: FrameDecoder::new(reader) }
-    }
-}
-
-impl<R: BufRead> Read for Frames<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            let n = self.decoder.read(buf)?;
-            if n > 0 || self.decoder.get_mut().fill_buf()?.is_empty() {
-                return Ok(n);
-            }
-        }
-    }
 }
 
 /// Returns a new identity and its recipient, as age-keygen would print them.
