@@ -37,3 +37,5 @@ demo:
 
 bench:
 	benches/peers.sh
+	cargo bench --bench codec --bench index
+	WALDEN=$${CARGO_TARGET_DIR:-target}/release/walden cargo bench --bench many

@@ -27,11 +27,18 @@ def say(text):
 
 
 class Wal:
-    """Segments of a real server, and the control file that belongs to them."""
+    """Segments of a real server, and the control file that belongs to them; those of an earlier run, where `kept` has them."""
 
-    def __init__(self, work, count):
-        self.dir = f"{work}/wal"
-        os.mkdir(self.dir)
+    def __init__(self, work, count, kept):
+        self.dir = f"{kept or work}/wal"
+        self.control, self.version = f"{self.dir}/pg_control", f"{self.dir}/PG_VERSION"
+        if not os.path.exists(self.control) or len(self.names()) < count:
+            shutil.rmtree(self.dir, ignore_errors=True)
+            os.mkdir(self.dir)
+            self.make(work, count)
+        self.count = count
+
+    def make(self, work, count):
         data, sockets = f"{work}/origin", f"{work}/sockets"
         os.mkdir(sockets)
         sh(f"{BIN}/initdb -D {data} -A trust -U postgres --no-sync")
@@ -43,15 +50,17 @@ class Wal:
         try:
             connect = f"-h {sockets} -U postgres"
             sh(f"{BIN}/pgbench {connect} -i -s 20 -q postgres", stderr=subprocess.DEVNULL)
-            while len(self.names()) < count:
+            # Each round begins with a checkpoint, so that there are full-page images, as on a busy server.
+            while len(self.names()) <= count:
+                sh(f"{BIN}/psql {connect} -c checkpoint postgres")
                 sh(f"{BIN}/pgbench {connect} -n -c 4 -T 5 postgres", stderr=subprocess.DEVNULL)
             sh(f"{BIN}/psql {connect} -c 'select pg_switch_wal()' postgres")
             time.sleep(1)
         finally:
             sh(f"{BIN}/pg_ctl -D {data} -s -m fast stop")
-        self.control = f"{data}/global/pg_control"
-        self.version = f"{data}/PG_VERSION"
-        self.count = count
+        shutil.copy(f"{data}/PG_VERSION", self.version)
+        shutil.copy(f"{data}/global/pg_control", self.control)
+        shutil.rmtree(data)
 
     def names(self):
         return sorted(n for n in os.listdir(self.dir) if len(n) == 24)[: getattr(self, "count", None)]
@@ -274,6 +283,11 @@ def directories(arguments, wal, parts):
     both("cp, without fsync", Cp)
     both("lz4 | age, one core", Pipe)
     table("Push to a directory", pushes)
+    if arguments.limit and pushes[0]:
+        limit = float(subprocess.check_output([arguments.limit], env={**os.environ, "WALDEN_BENCH_WAL": wal.dir}))
+        rate = len(pushes[0].calls) / pushes[0].wall
+        print(f"  CRC-32, LZ4 and age in memory on every core: {limit:.1f} segments/s; Walden's push reaches "
+              f"{100 * rate / limit:.0f} % of it")
     table("Get from a directory, no replay", gets)
     table("Get from a directory, 30 ms of replay a segment", gets30)
 
@@ -289,8 +303,9 @@ def s3(arguments, wal):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.makedirs(f"{work}/store/bucket")
-    server = subprocess.Popen([arguments.rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret",
-                               "--cert", f"{work}/leaf.crt", "--key", f"{work}/leaf.key", f"{work}/store"],
+    server = subprocess.Popen([arguments.rclone, "serve", "s3", "--config", "", "--cache-dir", f"{work}/cache",
+                               "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret", "--cert",
+                               f"{work}/leaf.crt", "--key", f"{work}/leaf.key", f"{work}/store"],
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret")
     try:
@@ -322,23 +337,59 @@ def s3(arguments, wal):
         server.wait()
 
 
+def large(arguments):
+    """The memory that segments of 1 GB take."""
+    work = fresh(arguments, "large")
+    data, sockets = f"{work}/data", f"{work}/s"
+    os.mkdir(sockets)
+    sh(f"{BIN}/initdb -D {data} -A trust -U postgres --no-sync --wal-segsize=1024")
+    with open(f"{data}/postgresql.conf", "a") as conf:
+        conf.write(f"listen_addresses=''\nunix_socket_directories='{sockets}'\nport=5432\nfsync=off\narchive_mode=on\n"
+                   "archive_command='false'\nmax_wal_size='8GB'\nmin_wal_size='2GB'\n")
+    sh(f"{BIN}/pg_ctl -D {data} -l {work}/server.log -s -w start")
+    try:
+        ready = f"{data}/pg_wal/archive_status"
+        while not any(name.endswith(".ready") for name in os.listdir(ready)):
+            sh(f"{BIN}/pgbench -h {sockets} -U postgres -i -s 50 -q postgres", stderr=subprocess.DEVNULL)
+    finally:
+        sh(f"{BIN}/pg_ctl -D {data} -s -m fast stop")
+    name = min(name for name in os.listdir(ready) if name.endswith(".ready"))[:24]
+    os.mkdir(f"{work}/repo")
+    tool = Walden(arguments, work, data, [("primary", f"file://{work}/repo")])
+    say("Walden: a segment of 1 GB")
+    push = Call(tool.push.replace("%p", f"pg_wal/{name}"), data)
+    get = Call(tool.get.replace("%f", name).replace("%p", "pg_wal/RECOVERYXLOG"), data)
+    figures = [in_child(lambda: measure("push", [push])), in_child(lambda: measure("get", [get]))]
+    sh(f"cmp {data}/pg_wal/{name} {data}/pg_wal/RECOVERYXLOG")
+    print("\nA segment of 1 GB, to a directory and back")
+    for figure in figures:
+        print(f"  {figure.name}: {figure.calls[0]:.2f} s, {figure.memory / 1024:.0f} MB at the peak")
+    shutil.rmtree(work)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--walden", required=True)
     parser.add_argument("--work", required=True)
     parser.add_argument("--rclone", default="rclone")
     parser.add_argument("--segments", type=int, default=60)
-    parser.add_argument("--only", default="push,get,s3")
+    parser.add_argument("--limit", help="the program that says what the cores can do")
+    parser.add_argument("--only", default="push,get,s3,large")
+    parser.add_argument("--keep-wal", metavar="DIR", help="makes the WAL there, or takes what an earlier run made there")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
     os.chdir(arguments.work)
     say("making WAL")
-    wal = Wal(arguments.work, arguments.segments)
+    wal = Wal(arguments.work, arguments.segments, arguments.keep_wal)
     say(f"{len(wal.names())} segments")
+    if not arguments.keep_wal and "wal" in parts:
+        raise SystemExit("the WAL is to be made, but not where")
     if "push" in parts or "get" in parts:
         directories(arguments, wal, parts)
     if "s3" in parts and os.path.exists(arguments.rclone):
         s3(arguments, wal)
+    if "large" in parts:
+        large(arguments)
 
 
 main()

@@ -4,7 +4,9 @@
 # Real WAL is made by pgbench. Then each tool is driven as PostgreSQL's archiver drives it: one call for each .ready file,
 # in order, through sh, in the data directory. What is printed are figures and their ratios to Walden's in the same run.
 #
-#   benches/peers.sh [--segments N] [--only PART,...]     parts: push, get, s3
+#   benches/peers.sh [--segments N] [--only PART,...]     parts: wal (makes it, no more), push, get, s3, large
+#
+# The WAL is kept in target/bench, and the benches of cargo take it from there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,18 +21,23 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 cargo build --release
+limit=$(cargo bench --no-run --bench limit 2>&1 | sed -n 's/.*(\(.*limit-[0-9a-f]*\)).*/\1/p')
 work=$(mktemp -d /tmp/walden-bench.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 target=${CARGO_TARGET_DIR:-target}
 install -m 755 "$target/release/walden" "$work/walden"
+install -m 755 "$limit" "$work/limit"
 install -m 755 benches/peers.py "$work/peers.py"
+kept=$target/bench
+mkdir -p "$kept"
+kept=$(cd "$kept" && pwd)
 chmod 755 "$work"
 cache=${WALDEN_TEST_CACHE:-/var/cache/walden-tests}
 
 # PostgreSQL does not run as root, and pgBackRest should not.
 as_user=()
 if [ "$(id -u)" = 0 ]; then
-    mkdir "$work/run" && chown postgres: "$work/run"
+    mkdir "$work/run" && chown postgres: "$work/run" "$kept"
     as_user=(setpriv --reuid=postgres --regid=postgres --init-groups)
 else
     mkdir "$work/run"
@@ -39,4 +46,4 @@ fi
 python=/usr/bin/python3
 [ -x "$python" ] || python=$(command -v python3)
 "${as_user[@]}" "$python" "$work/peers.py" --walden "$work/walden" --work "$work/run" \
-    --rclone "$cache/bin/rclone" "$@"
+    --rclone "$cache/bin/rclone" --limit "$work/limit" --keep-wal "$kept" "$@"
