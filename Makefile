@@ -1,13 +1,14 @@
 # make test    installs what the tests need (PostgreSQL and more), then runs all of them
 # make demo    installs PostgreSQL where there is none, then tells the whole story on a throwaway cluster
 # make lint    format and lint checks
+# make fuzz    each fuzz target for ten seconds
 # make soak    the long versions of the tests
 # make bench   measurements
 
 # CI takes its own nextest profile: no early end, little noise.
 profile := $(if $(filter true,$(CI)),ci,default)
 
-.PHONY: test demo lint soak bench
+.PHONY: test demo lint fuzz soak bench
 
 test:
 	tests/install.sh
@@ -21,6 +22,9 @@ test:
 lint:
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
+
+fuzz:
+	fuzz/run
 
 soak: export WALDEN_SOAK = 1
 soak:
