@@ -30,7 +30,7 @@ soak: export WALDEN_SOAK = 1
 soak:
 	tests/install.sh
 	@if cargo nextest --version >/dev/null 2>&1; then \
-		set -x; cargo nextest run --profile soak; \
+		set -x; cargo nextest run --cargo-profile release --profile soak; \
 	else \
 		set -x; cargo test -- --test-threads=2; \
 	fi

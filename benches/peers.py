@@ -197,7 +197,7 @@ class Walden:
 
 
 class PgBackRest:
-    def __init__(self, work, data, repository, asynchronous):
+    def __init__(self, work, data, repository, asynchronous, stanza=True):
         self.config = f"{work}/pgbackrest.conf"
         with open(self.config, "w") as file:
             file.write(f"[global]\n{repository}\nlog-path={work}\nlock-path={work}/lock\nspool-path={work}/spool\n"
@@ -205,7 +205,8 @@ class PgBackRest:
                        f"process-max=2\narchive-async={'y' if asynchronous else 'n'}\nlog-level-console=error\n"
                        f"log-level-file=off\n[main]\npg1-path={data}\n")
         self.program = f"pgbackrest --config={self.config} --stanza=main"
-        sh(f"{self.program} --no-online stanza-create")
+        if stanza:
+            sh(f"{self.program} --no-online stanza-create")
         self.push = f"{self.program} archive-push %p"
         self.get = f"{self.program} archive-get %f %p"
 
@@ -392,4 +393,5 @@ def main():
         large(arguments)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@
 # Real WAL is made by pgbench. Then each tool is driven as PostgreSQL's archiver drives it: one call for each .ready file,
 # in order, through sh, in the data directory. What is printed are figures and their ratios to Walden's in the same run.
 #
-#   benches/peers.sh [--segments N] [--only PART,...]     parts: wal (makes it, no more), push, get, s3, large
+#   benches/peers.sh [--segments N] [--only PART,...]     parts: wal (makes it, no more), push, get, s3, large, backup
 #
 # The WAL is kept in target/bench, and the benches of cargo take it from there.
 set -euo pipefail
@@ -27,7 +27,7 @@ trap 'rm -rf "$work"' EXIT
 target=${CARGO_TARGET_DIR:-target}
 install -m 755 "$target/release/walden" "$work/walden"
 install -m 755 "$limit" "$work/limit"
-install -m 755 benches/peers.py "$work/peers.py"
+install -m 755 benches/peers.py benches/backup.py "$work/"
 kept=$target/bench
 mkdir -p "$kept"
 kept=$(cd "$kept" && pwd)
@@ -47,3 +47,8 @@ python=/usr/bin/python3
 [ -x "$python" ] || python=$(command -v python3)
 "${as_user[@]}" "$python" "$work/peers.py" --walden "$work/walden" --work "$work/run" \
     --rclone "$cache/bin/rclone" --limit "$work/limit" --keep-wal "$kept" "$@"
+case " $* " in
+*" --only "*backup* | *" --only="*backup*) ;;
+*" --only"*) exit 0 ;;
+esac
+"${as_user[@]}" "$python" "$work/backup.py" --walden "$work/walden" --work "$work/run"
