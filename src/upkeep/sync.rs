@@ -265,3 +265,64 @@ fn note(
     };
     index.run(|index| index.record_copied(sysid, &wal.name.to_string(), wal.crc, stamp));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::WalSegmentSize;
+    use crate::storage::FsStorage;
+    use bytes::Bytes;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn what_would_look_like_an_end_is_never_copied_before_what_comes_after_it() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let repositories: Vec<Repository> = dirs
+            .iter()
+            .zip(["full", "new"])
+            .map(|(dir, name)| {
+                let storage = Arc::new(FsStorage::new(dir.path().to_owned()));
+                Repository::new(name, storage, Duration::from_secs(5))
+            })
+            .collect();
+        let sysid = SystemIdentifier(7);
+        let keys = ClusterKeys::new("main", sysid);
+        for repository in &repositories {
+            ClusterFile::new("main", sysid, WalSegmentSize::DEFAULT, 17).write(repository, &keys).unwrap();
+        }
+        let full = &repositories[0];
+        let put = |key: &str| {
+            full.storage().put_new(key, &Bytes::from_static(b"x"), &full.deadline()).unwrap();
+        };
+        let names = [
+            "000000010000000000000001",
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000020000000000000003",
+            "000000020000000000000004",
+            "00000002.history",
+        ];
+        for name in names {
+            put(&keys.wal_object(name.parse().unwrap(), 1, ".lz4"));
+        }
+        put(&format!("{}data/0000001.lz4", keys.backup("b")));
+        put(&format!("{}{SUMMARY_NAME}", keys.backup("b")));
+        let (tasks, _) = plan("main", sysid, &repositories).unwrap();
+        let files = tasks.iter().map(|task| task.object.key.rsplit('/').next().unwrap_or_default());
+        let files: Vec<&str> = files.map(|file| file.split('-').next().unwrap_or_default()).collect();
+        assert_eq!(
+            files,
+            [
+                "00000002.history",
+                "000000010000000000000003",
+                "000000020000000000000004",
+                "000000010000000000000001",
+                "000000010000000000000002",
+                "000000020000000000000003",
+                "0000001.lz4",
+                SUMMARY_NAME,
+            ]
+        );
+    }
+}

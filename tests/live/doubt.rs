@@ -129,7 +129,7 @@ live_test!(
         let cases = [
             ("no configuration", format!("exec {nowhere} \"$1\" \"$2\""), "configuration"),
             ("a wrong flag", format!("exec {nowhere} --nonsense \"$1\" \"$2\""), "--nonsense"),
-            ("killed", "kill -9 $$".to_owned(), "terminated by signal 9"),
+            ("killed", "kill -9 $$".to_owned(), "137"),
             ("told to end", "kill -15 $$".to_owned(), ""),
         ];
         let stops = |when: &str, says: &str| {
@@ -169,9 +169,9 @@ live_test!(
         let site = Site::with_backup(&pg);
         let names = site.fill(5);
         let all = Ledger::ids(&site.cluster);
+        let mut standby = site.standby(&pg, "standby");
         site.hide(&names[1]);
         site.hide(&names[3]);
-        let mut standby = site.standby(&pg, "standby");
         standby.start();
         let waits_for = |name: &str| format!("\"{name}\" may be on its way");
         standby

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::restored::{make_standby, set, start_and_promote};
-use crate::support::{Cluster, Installation, Ledger, Site, Stop, live_test, tools, user, wait_for, wait_until};
+use crate::support::{
+    Cluster, Installation, Ledger, Site, Stop, live_test, tools, user, wait_for, wait_until,
+};
 
 fn spool(site: &Site) -> PathBuf {
     let spools = site.work.join("state/main/spool");
