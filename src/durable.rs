@@ -220,7 +220,9 @@ mod tests {
             "a.12.0123abcd.tmp",
             "..12.0123abcd.tmp",
         ];
-        others.iter().for_each(|name| make(name, old));
+        for name in others {
+            make(name, old);
+        }
         let (_, fresh) = temp_beside(&dir.path().join("a"), 0o600).unwrap();
         remove_stale(&fresh, |of| of == "a");
         let left = |name: &str| dir.path().join(name).exists();

@@ -157,7 +157,9 @@ impl Request<'_> {
                     return Err(refused("it is there now and must be asked for first".to_owned()));
                 }
                 Ok(Finding::Absent | Finding::Held(_)) => {
-                    notes.iter().for_each(|notes| notes.settle(doubted));
+                    if let Some(notes) = notes {
+                        notes.settle(doubted);
+                    }
                 }
                 Ok(Finding::InFlight(later)) => {
                     return Err(refused(format!("it may be on its way, since \"{later}\" is archived")));

@@ -172,7 +172,9 @@ live_test!(
         let kept = [Ledger::add(&site.cluster).id, Ledger::add(&site.cluster).id];
         site.walden.run(&["base-backup", "--fast"]).ok();
         let names = site.fill(5);
-        names[..4].iter().for_each(|name| site.lose(name));
+        for name in &names[..4] {
+            site.lose(name);
+        }
         site.make_old(&names[4]);
         let dir = site.restore("restored", &["--until", "immediate", "--start"]);
         let mut cluster = Cluster::adopt(&pg, &dir);

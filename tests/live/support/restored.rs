@@ -91,7 +91,9 @@ impl Site {
 
     /// Removes what is archived under names that begin with `name`.
     pub fn lose(&self, name: &str) {
-        self.copies(name).iter().for_each(|object| fs::remove_file(object).expect("remove"));
+        for object in self.copies(name) {
+            fs::remove_file(object).expect("remove");
+        }
     }
 
     /// Makes a segment look as if it had been archived an hour ago: it is no longer in flight.
