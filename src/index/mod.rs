@@ -6,6 +6,8 @@
 mod backlog;
 mod breaker;
 mod damage;
+mod events;
+mod facts;
 mod lookup;
 mod operations;
 mod schema;
@@ -14,8 +16,10 @@ mod wal;
 pub use backlog::Missing;
 pub use breaker::Breaker;
 pub use damage::Damage;
+pub use events::{EventFilter, EventKind, EventRelation, EventRow};
+pub use facts::{BadWal, SegmentFacts};
 pub use operations::Operation;
-pub use wal::{ArchivedRow, Commits, Fingerprint, RepositoryStamp, WalTotals};
+pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags};

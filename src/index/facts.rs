@@ -1,0 +1,262 @@
+//! What the records of an archived segment tell.
+
+use super::{Index, sql};
+use crate::kind::Result;
+use crate::postgres::wal::SegmentSummary;
+use crate::postgres::{Lsn, PgTimestamp, SystemIdentifier};
+use rusqlite::{OptionalExtension, Row, params};
+
+pub(super) const COLUMNS: &str = "
+ALTER TABLE wal ADD COLUMN aborts INTEGER;
+ALTER TABLE wal ADD COLUMN last_end INTEGER;
+ALTER TABLE wal ADD COLUMN first_commit_lsn INTEGER;
+ALTER TABLE wal ADD COLUMN last_commit_end_lsn INTEGER;
+ALTER TABLE wal ADD COLUMN checkpoints INTEGER;
+ALTER TABLE wal ADD COLUMN last_checkpoint_lsn INTEGER;
+ALTER TABLE wal ADD COLUMN bad_lsn INTEGER;
+ALTER TABLE wal ADD COLUMN bad_reason TEXT;
+CREATE INDEX wal_commits ON wal (sysid, name) WHERE commits > 0;
+CREATE INDEX wal_bad ON wal (sysid, name) WHERE bad_reason IS NOT NULL;
+CREATE TABLE timeline_switch (
+    sysid    TEXT NOT NULL,
+    timeline INTEGER NOT NULL,
+    previous INTEGER NOT NULL,
+    lsn      INTEGER NOT NULL,
+    time     INTEGER NOT NULL,
+    PRIMARY KEY (sysid, timeline, lsn)
+) WITHOUT ROWID;
+";
+
+/// What the index keeps of a segment's records. Times are µs since 1970.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SegmentFacts {
+    /// Transactions committed.
+    pub commits: u64,
+    /// Transactions aborted.
+    pub aborts: u64,
+    /// The earliest time of a commit.
+    pub first_commit: Option<i64>,
+    /// The latest time of a commit.
+    pub last_commit: Option<i64>,
+    /// The latest time of a commit or an abort: a recovery to a time before it finds its end here.
+    pub last_end: Option<i64>,
+    /// Where the first commit's record begins, in the order of the log.
+    pub first_commit_lsn: Option<Lsn>,
+    /// Where the last commit's record begins.
+    pub last_commit_lsn: Option<Lsn>,
+    /// Where it ends.
+    pub last_commit_end_lsn: Option<Lsn>,
+    /// Checkpoints.
+    pub checkpoints: u64,
+    /// The last of them.
+    pub last_checkpoint_lsn: Option<Lsn>,
+    /// Timelines that begin in it.
+    pub switches: Vec<TimelineSwitch>,
+    /// The record that cannot be read, if there is one.
+    pub bad: Option<BadWal>,
+}
+
+/// The beginning of a timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimelineSwitch {
+    /// The new timeline.
+    pub timeline: u32,
+    /// The one before.
+    pub previous: u32,
+    /// The position of the record.
+    pub lsn: Lsn,
+    /// When, in µs since 1970.
+    pub time: i64,
+}
+
+/// A record that no recovery can pass.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct BadWal {
+    /// The segment in which it was found.
+    pub segment: String,
+    /// The position of the record.
+    pub lsn: Lsn,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+fn us(time: PgTimestamp) -> i64 {
+    jiff::Timestamp::from(time).as_microsecond()
+}
+
+impl SegmentFacts {
+    /// Returns what is kept of a segment's summary; none where the version of its WAL is not known.
+    pub fn of(segment: &str, summary: &SegmentSummary) -> Option<Self> {
+        summary.major_version?;
+        let switches = summary.timeline_switches.iter().map(|switch| TimelineSwitch {
+            timeline: switch.timeline.0,
+            previous: switch.previous.0,
+            lsn: switch.lsn,
+            time: us(switch.time),
+        });
+        let bad = summary.bad_record.as_ref().filter(|bad| !bad.is_end_of_wal);
+        Some(Self {
+            commits: summary.commits,
+            aborts: summary.aborts,
+            first_commit: summary.min_commit_time.map(us),
+            last_commit: summary.max_commit_time.map(us),
+            last_end: summary.max_end_time.map(us),
+            first_commit_lsn: summary.first_commit.map(|commit| commit.lsn),
+            last_commit_lsn: summary.last_commit.map(|commit| commit.lsn),
+            last_commit_end_lsn: summary.last_commit.map(|commit| commit.end_lsn),
+            checkpoints: summary.checkpoints,
+            last_checkpoint_lsn: summary.last_checkpoint.map(|checkpoint| checkpoint.lsn),
+            switches: switches.collect(),
+            bad: bad.map(|bad| BadWal {
+                segment: segment.to_owned(),
+                lsn: bad.lsn,
+                reason: bad.reason.clone(),
+            }),
+        })
+    }
+}
+
+impl Index {
+    /// Writes what the records of an archived file tell, unless that is known: the same content tells the same, and what
+    /// is known may have been completed since by a record that began in the segment before.
+    pub(super) fn write_facts(
+        &self,
+        wal_id: i64,
+        sysid: SystemIdentifier,
+        facts: &SegmentFacts,
+    ) -> rusqlite::Result<()> {
+        let lsn = |lsn: Option<Lsn>| lsn.map(|lsn| lsn.0.cast_signed());
+        self.connection
+            .prepare_cached(
+                "UPDATE wal SET commits = ?2, aborts = ?3, first_commit = ?4, last_commit = ?5, last_end = ?6,
+                    first_commit_lsn = ?7, last_commit_lsn = ?8, last_commit_end_lsn = ?9, checkpoints = ?10,
+                    last_checkpoint_lsn = ?11, bad_lsn = ?12, bad_reason = ?13
+                 WHERE id = ?1 AND aborts IS NULL",
+            )?
+            .execute(params![
+                wal_id,
+                facts.commits.cast_signed(),
+                facts.aborts.cast_signed(),
+                facts.first_commit,
+                facts.last_commit,
+                facts.last_end,
+                lsn(facts.first_commit_lsn),
+                lsn(facts.last_commit_lsn),
+                lsn(facts.last_commit_end_lsn),
+                facts.checkpoints.cast_signed(),
+                lsn(facts.last_checkpoint_lsn),
+                lsn(facts.bad.as_ref().map(|bad| bad.lsn)),
+                facts.bad.as_ref().map(|bad| &bad.reason),
+            ])?;
+        for switch in &facts.switches {
+            self.connection
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO timeline_switch (sysid, timeline, previous, lsn, time)
+                     VALUES (?, ?, ?, ?, ?)",
+                )?
+                .execute(params![
+                    sysid.to_string(),
+                    switch.timeline,
+                    switch.previous,
+                    switch.lsn.0.cast_signed(),
+                    switch.time
+                ])?;
+        }
+        Ok(())
+    }
+
+    /// Returns the records that no recovery can pass, in the order of the log; at most `limit`.
+    pub fn bad_wal(&self, sysid: SystemIdentifier, limit: usize) -> Result<Vec<BadWal>> {
+        let read = || -> rusqlite::Result<Vec<BadWal>> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT name, bad_lsn, bad_reason FROM wal WHERE sysid = ? AND bad_reason IS NOT NULL
+                 ORDER BY name LIMIT ?",
+            )?;
+            let rows = statement.query_map(params![sysid.to_string(), limit as i64], |row| {
+                Ok(BadWal {
+                    segment: row.get(0)?,
+                    lsn: lsn_at(row, 1)?.unwrap_or_default(),
+                    reason: row.get(2)?,
+                })
+            })?;
+            rows.collect()
+        };
+        sql(read(), "look for bad records")
+    }
+
+    /// Returns the last commit in the segments `first` to `last`, by name: its latest time in µs since 1970, and where the
+    /// record begins. None: no commit is known in them.
+    pub fn last_commit_within(
+        &self,
+        sysid: SystemIdentifier,
+        first: &str,
+        last: &str,
+    ) -> Result<Option<(i64, Lsn)>> {
+        let read = self
+            .connection
+            .prepare_cached(
+                "SELECT last_commit, last_commit_lsn FROM wal INDEXED BY wal_commits
+                 WHERE sysid = ? AND name BETWEEN ? AND ? AND commits > 0 ORDER BY name DESC LIMIT 1",
+            )
+            .and_then(|mut statement| {
+                let key = params![sysid.to_string(), first, last];
+                statement
+                    .query_row(key, |row| Ok((row.get(0)?, lsn_at(row, 1)?.unwrap_or_default())))
+                    .optional()
+            });
+        sql(read, "look for the last commit")
+    }
+}
+
+pub(super) fn lsn_at(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Lsn>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(|lsn| Lsn(lsn.cast_unsigned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::{ArchivedRow, Fingerprint};
+
+    #[test]
+    fn bad_records_and_the_last_commit_of_a_range_are_found_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(&dir.path().join("i")).unwrap();
+        let sysid = SystemIdentifier(7);
+        let fingerprint = Fingerprint { device: 1, inode: 1, size: 16, mtime_ns: 5, ctime_ns: 6 };
+        let put = |name: &str, facts: &SegmentFacts| {
+            let row = ArchivedRow {
+                sysid,
+                name,
+                crc: 1,
+                fingerprint,
+                stored_size: None,
+                facts: Some(facts),
+                copies: &[],
+                lacking: Vec::new(),
+            };
+            index.record_archived(&[row]).unwrap();
+        };
+        let with = |commits, time: i64| SegmentFacts {
+            commits,
+            last_commit: (commits > 0).then_some(time),
+            last_commit_lsn: (commits > 0).then_some(Lsn(time.cast_unsigned())),
+            ..SegmentFacts::default()
+        };
+        put("000000010000000000000001", &with(2, 10));
+        put("000000010000000000000002", &with(1, 20));
+        put("000000010000000000000003", &with(0, 0));
+        let bad = BadWal { segment: "000000010000000000000004".into(), lsn: Lsn(40), reason: "torn".into() };
+        put("000000010000000000000004", &SegmentFacts { bad: Some(bad.clone()), ..with(0, 0) });
+        let last = |first: &str, last: &str| index.last_commit_within(sysid, first, last).unwrap();
+        assert_eq!(last("000000010000000000000001", "000000010000000000000004"), Some((20, Lsn(20))));
+        assert_eq!(last("000000010000000000000001", "000000010000000000000001"), Some((10, Lsn(10))));
+        assert_eq!(last("000000010000000000000003", "000000010000000000000004"), None);
+        assert_eq!(index.bad_wal(sysid, 10).unwrap(), [bad]);
+        put("000000010000000000000002", &with(9, 90));
+        assert_eq!(
+            last("000000010000000000000001", "000000010000000000000004"),
+            Some((20, Lsn(20))),
+            "as first read"
+        );
+    }
+}
