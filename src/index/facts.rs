@@ -5,6 +5,7 @@ use crate::kind::Result;
 use crate::postgres::wal::SegmentSummary;
 use crate::postgres::{Lsn, PgTimestamp, SystemIdentifier};
 use rusqlite::{OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
 pub(super) const COLUMNS: &str = "
 ALTER TABLE wal ADD COLUMN aborts INTEGER;
@@ -15,6 +16,8 @@ ALTER TABLE wal ADD COLUMN checkpoints INTEGER;
 ALTER TABLE wal ADD COLUMN last_checkpoint_lsn INTEGER;
 ALTER TABLE wal ADD COLUMN bad_lsn INTEGER;
 ALTER TABLE wal ADD COLUMN bad_reason TEXT;
+ALTER TABLE wal ADD COLUMN digested INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX wal_undigested ON wal (sysid) WHERE digested = 0 AND aborts IS NOT NULL;
 CREATE INDEX wal_commits ON wal (sysid, name) WHERE commits > 0;
 CREATE INDEX wal_bad ON wal (sysid, name) WHERE bad_reason IS NOT NULL;
 CREATE TABLE timeline_switch (
@@ -28,7 +31,8 @@ CREATE TABLE timeline_switch (
 ";
 
 /// What the index keeps of a segment's records. Times are µs since 1970.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SegmentFacts {
     /// Transactions committed.
     pub commits: u64,
@@ -51,13 +55,14 @@ pub struct SegmentFacts {
     /// The last of them.
     pub last_checkpoint_lsn: Option<Lsn>,
     /// Timelines that begin in it.
+    #[serde(skip)]
     pub switches: Vec<TimelineSwitch>,
     /// The record that cannot be read, if there is one.
     pub bad: Option<BadWal>,
 }
 
 /// The beginning of a timeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineSwitch {
     /// The new timeline.
     pub timeline: u32,
@@ -70,7 +75,7 @@ pub struct TimelineSwitch {
 }
 
 /// A record that no recovery can pass.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadWal {
     /// The segment in which it was found.
     pub segment: String,
@@ -125,43 +130,77 @@ impl Index {
         sysid: SystemIdentifier,
         facts: &SegmentFacts,
     ) -> rusqlite::Result<()> {
+        self.update_facts("id = ?1 AND aborts IS NULL", facts, &[&wal_id])?;
+        facts.switches.iter().try_for_each(|switch| self.write_switch(sysid, switch))
+    }
+
+    /// Takes over what somebody else found out about a content; what was found out later counts.
+    pub(super) fn take_facts(
+        &self,
+        sysid: SystemIdentifier,
+        name: &str,
+        crc: u32,
+        facts: &SegmentFacts,
+    ) -> rusqlite::Result<()> {
+        let which = "sysid = ?1 AND name = ?14 AND crc = ?15";
+        self.update_facts(which, facts, &[&sysid.to_string(), &name, &crc])?;
+        self.connection
+            .prepare_cached("UPDATE wal SET digested = 1 WHERE sysid = ? AND name = ? AND crc = ?")?
+            .execute(params![sysid.to_string(), name, crc])?;
+        Ok(())
+    }
+
+    /// Writes `facts` into the row that `which` chooses by `key`: ?1, and ?14 onward.
+    fn update_facts(
+        &self,
+        which: &str,
+        facts: &SegmentFacts,
+        key: &[&dyn rusqlite::ToSql],
+    ) -> rusqlite::Result<()> {
         let lsn = |lsn: Option<Lsn>| lsn.map(|lsn| lsn.0.cast_signed());
+        let mut statement = self.connection.prepare_cached(&format!(
+            "UPDATE wal SET commits = ?2, aborts = ?3, first_commit = ?4, last_commit = ?5, last_end = ?6,
+                first_commit_lsn = ?7, last_commit_lsn = ?8, last_commit_end_lsn = ?9, checkpoints = ?10,
+                last_checkpoint_lsn = ?11, bad_lsn = ?12, bad_reason = ?13
+             WHERE {which}"
+        ))?;
+        let values: [&dyn rusqlite::ToSql; 12] = [
+            &facts.commits.cast_signed(),
+            &facts.aborts.cast_signed(),
+            &facts.first_commit,
+            &facts.last_commit,
+            &facts.last_end,
+            &lsn(facts.first_commit_lsn),
+            &lsn(facts.last_commit_lsn),
+            &lsn(facts.last_commit_end_lsn),
+            &facts.checkpoints.cast_signed(),
+            &lsn(facts.last_checkpoint_lsn),
+            &lsn(facts.bad.as_ref().map(|bad| bad.lsn)),
+            &facts.bad.as_ref().map(|bad| &bad.reason),
+        ];
+        for (at, value) in key.iter().take(1).chain(&values).chain(key.iter().skip(1)).enumerate() {
+            statement.raw_bind_parameter(at + 1, value)?;
+        }
+        statement.raw_execute()?;
+        Ok(())
+    }
+
+    pub(super) fn write_switch(
+        &self,
+        sysid: SystemIdentifier,
+        switch: &TimelineSwitch,
+    ) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
-                "UPDATE wal SET commits = ?2, aborts = ?3, first_commit = ?4, last_commit = ?5, last_end = ?6,
-                    first_commit_lsn = ?7, last_commit_lsn = ?8, last_commit_end_lsn = ?9, checkpoints = ?10,
-                    last_checkpoint_lsn = ?11, bad_lsn = ?12, bad_reason = ?13
-                 WHERE id = ?1 AND aborts IS NULL",
+                "INSERT OR REPLACE INTO timeline_switch (sysid, timeline, previous, lsn, time) VALUES (?, ?, ?, ?, ?)",
             )?
             .execute(params![
-                wal_id,
-                facts.commits.cast_signed(),
-                facts.aborts.cast_signed(),
-                facts.first_commit,
-                facts.last_commit,
-                facts.last_end,
-                lsn(facts.first_commit_lsn),
-                lsn(facts.last_commit_lsn),
-                lsn(facts.last_commit_end_lsn),
-                facts.checkpoints.cast_signed(),
-                lsn(facts.last_checkpoint_lsn),
-                lsn(facts.bad.as_ref().map(|bad| bad.lsn)),
-                facts.bad.as_ref().map(|bad| &bad.reason),
+                sysid.to_string(),
+                switch.timeline,
+                switch.previous,
+                switch.lsn.0.cast_signed(),
+                switch.time
             ])?;
-        for switch in &facts.switches {
-            self.connection
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO timeline_switch (sysid, timeline, previous, lsn, time)
-                     VALUES (?, ?, ?, ?, ?)",
-                )?
-                .execute(params![
-                    sysid.to_string(),
-                    switch.timeline,
-                    switch.previous,
-                    switch.lsn.0.cast_signed(),
-                    switch.time
-                ])?;
-        }
         Ok(())
     }
 
@@ -206,6 +245,34 @@ impl Index {
             });
         sql(read, "look for the last commit")
     }
+}
+
+/// The columns of [`SegmentFacts`].
+pub(super) const FACTS: &str =
+    "commits, aborts, first_commit, last_commit, last_end, first_commit_lsn, last_commit_lsn,
+    last_commit_end_lsn, checkpoints, last_checkpoint_lsn, bad_lsn, bad_reason";
+
+/// Reads the [`FACTS`] of a segment from column `at` onward.
+pub(super) fn facts_at(row: &Row<'_>, at: usize, segment: &str) -> rusqlite::Result<SegmentFacts> {
+    let count = |column: usize| row.get::<_, i64>(at + column).map(i64::cast_unsigned);
+    let bad = match (lsn_at(row, at + 10)?, row.get::<_, Option<String>>(at + 11)?) {
+        (Some(lsn), Some(reason)) => Some(BadWal { segment: segment.to_owned(), lsn, reason }),
+        _ => None,
+    };
+    Ok(SegmentFacts {
+        commits: count(0)?,
+        aborts: count(1)?,
+        first_commit: row.get(at + 2)?,
+        last_commit: row.get(at + 3)?,
+        last_end: row.get(at + 4)?,
+        first_commit_lsn: lsn_at(row, at + 5)?,
+        last_commit_lsn: lsn_at(row, at + 6)?,
+        last_commit_end_lsn: lsn_at(row, at + 7)?,
+        checkpoints: count(8)?,
+        last_checkpoint_lsn: lsn_at(row, at + 9)?,
+        switches: Vec::new(),
+        bad,
+    })
 }
 
 pub(super) fn lsn_at(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Lsn>> {

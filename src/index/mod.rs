@@ -6,9 +6,11 @@
 mod backlog;
 mod breaker;
 mod damage;
+mod digest;
 mod events;
 mod facts;
 mod lookup;
+mod names;
 mod operations;
 mod schema;
 mod wal;
@@ -16,8 +18,10 @@ mod wal;
 pub use backlog::Missing;
 pub use breaker::Breaker;
 pub use damage::Damage;
+pub use digest::{DigestLine, Undigested};
 pub use events::{EventFilter, EventKind, EventRelation, EventRow};
-pub use facts::{BadWal, SegmentFacts};
+pub use facts::{BadWal, SegmentFacts, TimelineSwitch};
+pub use names::{DatabaseName, RelationName};
 pub use operations::Operation;
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 

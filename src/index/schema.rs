@@ -15,6 +15,7 @@ const VERSIONS: &[&str] = &[
     super::breaker::SINCE,
     super::facts::COLUMNS,
     super::events::SCHEMA,
+    super::names::SCHEMA,
 ];
 
 const ARCHIVED: &str = "
