@@ -1,6 +1,8 @@
 //! Looking after what is archived. `status` says what there is and what can be recovered; `sync` copies what a repository
-//! lacks from one that has it; `resolve` settles which of two contents of one name is right.
+//! lacks from one that has it; `events` says when something was lost, and `digest` keeps in the repositories what the index found out; `resolve` settles which of two contents of one name is right.
 
+pub mod digest;
+pub mod events;
 pub mod resolve;
 pub mod status;
 pub mod sync;
