@@ -3,7 +3,9 @@
 
 use super::files::{Entry, Tree};
 use super::names::RelationFile;
+use super::resume::Paths;
 use super::tar_stream::{self, Attributes, BLOCK};
+use super::unchanged::Identity;
 use crate::durable::at;
 use crate::kind::{Context, Error, Result};
 use crate::postgres::BLOCK_SIZE;
@@ -42,8 +44,19 @@ pub struct Item {
     pub size: u64,
     /// What its name says, if it holds pages.
     pub relation: Option<RelationFile>,
+    /// What it was when it was opened; none for what is no settled file.
+    pub identity: Option<Identity>,
     /// The content.
     pub content: Content,
+}
+
+/// Where a layout begins.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct First {
+    /// The number of the first piece.
+    pub piece: u32,
+    /// The number of the first item.
+    pub item: u64,
 }
 
 /// Consecutive bytes of an item in a piece.
@@ -95,9 +108,9 @@ pub struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// Returns a layout that begins with piece `first`.
-    pub fn new(limits: Limits, first: u32, emit: &'a mut dyn FnMut(Piece) -> Result<()>) -> Self {
-        Self { limits, piece: Piece { number: first, ..Piece::default() }, items: 0, emit }
+    /// Returns a layout that begins at `first`.
+    pub fn new(limits: Limits, first: First, emit: &'a mut dyn FnMut(Piece) -> Result<()>) -> Self {
+        Self { limits, piece: Piece { number: first.piece, ..Piece::default() }, items: first.item, emit }
     }
 
     /// Adds a directory.
@@ -115,6 +128,7 @@ impl<'a> Layout<'a> {
             attributes,
             size: 0,
             relation: None,
+            identity: None,
             content: Content::Empty,
         })
     }
@@ -126,6 +140,7 @@ impl<'a> Layout<'a> {
         attributes: Attributes,
         size: u64,
         relation: Option<RelationFile>,
+        identity: Option<Identity>,
         content: Content,
     ) -> Result<()> {
         let header = tar_stream::file_header(&path, size, attributes);
@@ -138,6 +153,7 @@ impl<'a> Layout<'a> {
             attributes,
             size,
             relation,
+            identity,
             content,
         })
     }
@@ -204,11 +220,18 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Walks the data directory, lays out what belongs into the backup, and returns the number of the piece that
-/// follows. A file that is gone when it is to be opened is left out: replay drops it again.
-pub fn lay_out(tree: &Tree, limits: Limits, emit: &mut dyn FnMut(Piece) -> Result<()>) -> Result<u32> {
-    let mut layout = Layout::new(limits, 0, emit);
+/// Walks the data directory, lays out what belongs into the backup and is not in it yet, and returns the number of the
+/// piece that follows. A file that is gone when it is to be opened is left out: replay drops it again.
+pub fn lay_out(
+    tree: &Tree,
+    limits: Limits,
+    first: First,
+    present: &Paths,
+    emit: &mut dyn FnMut(Piece) -> Result<()>,
+) -> Result<u32> {
+    let mut layout = Layout::new(limits, first, emit);
     tree.walk(&mut |entry| match entry {
+        Entry::Directory { path, .. } | Entry::File { path, .. } if present.contains(&path) => Ok(()),
         Entry::Directory { path, attributes } => layout.directory(path, attributes),
         Entry::File { path, on_disk, relation } => {
             let (file, meta) = match File::open(&on_disk).and_then(|file| file.metadata().map(|meta| (file, meta))) {
@@ -221,7 +244,8 @@ pub fn lay_out(tree: &Tree, limits: Limits, emit: &mut dyn FnMut(Piece) -> Resul
                 }
                 Err(error) => return Err(at(&on_disk)(error)).context("open file"),
             };
-            layout.file(path, Attributes::of(&meta), meta.len(), relation, Content::Disk(file))
+            let identity = Identity::of(&meta);
+            layout.file(path, Attributes::of(&meta), meta.len(), relation, identity, Content::Disk(file))
         }
     })?;
     layout.finish()
@@ -240,10 +264,10 @@ mod tests {
             pieces.push(piece);
             Ok(())
         };
-        let mut layout = Layout::new(limits, 0, &mut emit);
+        let mut layout = Layout::new(limits, First::default(), &mut emit);
         for (at, size) in sizes.iter().enumerate() {
             let content = Content::Memory(Bytes::new());
-            layout.file(PathBuf::from(format!("f{at}")), ATTRIBUTES, *size, None, content).unwrap();
+            layout.file(PathBuf::from(format!("f{at}")), ATTRIBUTES, *size, None, None, content).unwrap();
         }
         layout.end_of_stream().unwrap();
         layout.finish().unwrap();

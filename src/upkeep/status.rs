@@ -1,5 +1,6 @@
 //! What the repositories hold and what can be recovered from it, in a screenful.
 
+use super::bad_pages::{BadPagesFound, bad_pages};
 use crate::codec::Opener;
 use crate::index::{Damage, IndexHandle};
 use crate::kind::Result;
@@ -30,6 +31,8 @@ pub struct Status {
     pub newest_archived: Option<Timestamp>,
     /// Objects that were found damaged and are not mended yet.
     pub damage: Vec<Damage>,
+    /// Bad pages in the database itself that the newest backup found; none if it is clean.
+    pub bad_pages: Option<BadPagesFound>,
 }
 
 /// One repository.
@@ -150,6 +153,7 @@ pub fn status(
             .and_then(|totals| totals.newest_archived)
             .and_then(|us| Timestamp::from_microsecond(us).ok()),
         damage: index.run(crate::index::Index::damages).unwrap_or_default(),
+        bad_pages: None,
     };
     if usable.is_empty() {
         return Ok(status);
@@ -170,6 +174,7 @@ pub fn status(
             bad_pages: backup.summary.bad_pages,
         })
         .collect();
+    status.bad_pages = bad_pages(catalog.backups.iter().map(|backup| &backup.summary), index);
     status.windows = windows(&catalog, opener)?;
     Ok(status)
 }
