@@ -15,9 +15,6 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-/// Rather than leave less than this of a file in a piece, the file begins in the next one.
-const SMALLEST_EXTENT: u64 = 64 * 1024;
-
 /// Where the content of an item comes from.
 pub enum Content {
     /// There is none: a directory, or an empty file.
@@ -99,7 +96,8 @@ pub struct Limits {
     pub items: usize,
 }
 
-/// Lays items out one after the other and hands on each piece that is full.
+/// Lays items out one after the other and hands on each piece that is full. A file is cut only if it is larger than a
+/// piece, and shares none with others then: so a later attempt can keep a piece without regard to its neighbours.
 pub struct Layout<'a> {
     limits: Limits,
     piece: Piece,
@@ -165,7 +163,7 @@ impl<'a> Layout<'a> {
     fn add(&mut self, header: Vec<u8>, item: impl FnOnce(u64) -> Item) -> Result<()> {
         let item = Arc::new(item(self.items));
         self.items += 1;
-        let wanted = header.len() as u64 + item.size.min(SMALLEST_EXTENT).next_multiple_of(BLOCK);
+        let wanted = header.len() as u64 + item.size.next_multiple_of(BLOCK);
         if wanted > self.room() || self.piece.parts.len() >= self.limits.items {
             self.flush()?;
         }
@@ -188,7 +186,7 @@ impl<'a> Layout<'a> {
                 last: whole,
             });
             if whole {
-                return Ok(());
+                return if index > 0 { self.flush() } else { Ok(()) };
             }
             (offset, index) = (offset + length, index + 1);
             self.flush()?;
@@ -287,6 +285,8 @@ mod tests {
             for (at, piece) in pieces.iter().enumerate() {
                 prop_assert_eq!(piece.number as usize, at);
                 prop_assert!(piece.length <= limits.bytes && piece.parts.len() <= items);
+                let cut = |part: &Part| part.index > 0 || !part.last;
+                prop_assert!(piece.parts.len() <= 1 || !piece.parts.iter().any(cut), "a cut file is alone");
                 let mut length = piece.end;
                 for part in &piece.parts {
                     let item = part.item.number as usize;

@@ -330,7 +330,11 @@ fn ready<'r>(
                 format!("repository \"{}\" holds no cluster \"{}\"", repository.name(), config.cluster),
             )
             .with_hint("not mounted, a wrong prefix, or not initialised: walden init"),
-            Err(error) => repository.error("look into", &error),
+            Err(error) => {
+                let error = repository.error("look into", &error);
+                let hint = "a backup begins only where its repository can be reached";
+                if error.hint().is_none() { error.with_hint(hint) } else { error }
+            }
         };
         failed.push((repository, error));
     }

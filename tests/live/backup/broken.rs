@@ -58,7 +58,7 @@ live_test!(
     [15]
     fn a_server_or_a_repository_that_goes_away_ends_it_with_its_code(pg: Installation) {
         let mut site = Site::new(&pg);
-        crate::backup::resume::fill(&site, 20);
+        crate::backup::resume::fill(&site, 12);
         let slow = ["base-backup", "--fast", "--parallel", "64", "--max-rate", "8M"];
         let begin = |site: &Site| {
             let lines = crate::backup::stored::journal_lines(site);
