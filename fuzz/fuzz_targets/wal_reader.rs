@@ -6,7 +6,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use walden::postgres::wal::{
-    Carry, Checkpoint, EndOfRecovery, ReaderOptions, Record, RecordReader, RestorePoint, TransactionEnd, summarize,
+    Carry, Checkpoint, EndOfRecovery, ReaderOptions, Record, RecordReader, RestorePoint, TransactionEnd,
+    summarize,
 };
 
 const PAGE: usize = 8192;
@@ -36,7 +37,8 @@ fuzz_target!(|data: &[u8]| {
 fn look_into(record: &Record<'_>) {
     let _ = (record.main_data(), record.block_references().count());
     let _ = (Checkpoint::decode(record), RestorePoint::decode(record), EndOfRecovery::decode(record));
-    let _ = TransactionEnd::decode(record).map(|end| (end.subxids().count(), end.dropped_relations().count()));
+    let _ =
+        TransactionEnd::decode(record).map(|end| (end.subxids().count(), end.dropped_relations().count()));
 }
 
 fn repair_headers(segment: &mut [u8], magic: u16) {

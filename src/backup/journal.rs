@@ -5,6 +5,7 @@
 //! A line is written after its piece is stored, and never synced: after a crash of the machine a journal is of no use
 //! anyway ([`boot_id`]).
 
+use super::manifest::hex;
 use super::pages::Findings;
 use super::pieces::PartDone;
 use super::plan::{Content, Item};
@@ -15,6 +16,7 @@ use crate::kind::{Context, Error, Result};
 use crate::postgres::{SystemIdentifier, TimelineId};
 use crate::repository::backup::{Extent, StoredObject, path_text};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -51,14 +53,15 @@ pub struct Head {
 }
 
 impl Head {
-    /// Returns the head of a backup that begins now.
+    /// Returns the head of a backup that begins now and is encrypted to `recipients`, or to nobody.
     pub fn new(
         id: String,
         system_identifier: SystemIdentifier,
         timeline: TimelineId,
         data_dir: PathBuf,
-        sealing: String,
+        recipients: &[String],
     ) -> Self {
+        let sealing = hex(&Sha256::digest(recipients.join("\n")));
         let (repositories, label, note) = (Vec::new(), String::new(), None);
         Self {
             format: FORMAT,
@@ -306,7 +309,7 @@ mod tests {
     use super::*;
 
     fn head(id: &str) -> Head {
-        Head::new(id.into(), SystemIdentifier(7), TimelineId(1), "/data".into(), "x".into())
+        Head::new(id.into(), SystemIdentifier(7), TimelineId(1), "/data".into(), &[])
     }
 
     fn piece(name: &str) -> (StoredObject, Vec<PartDone>) {

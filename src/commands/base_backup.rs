@@ -15,7 +15,6 @@ use crate::repository::backup::new_backup_id;
 use crate::repository::{ClusterKeys, ClusterState, Repository, ask_all};
 use crate::server::Server;
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -233,15 +232,13 @@ fn begin_journal(dir: &Path, head: Head, is_new: bool) -> Result<Journal> {
 }
 
 fn head(config: &Config, found: &Preflight, ready: &[&Repository], options: &BackupOptions) -> Head {
-    let sealing = match &config.encryption {
-        Encryption::None => "none".to_owned(),
-        Encryption::Age { recipients, .. } => {
-            Sha256::digest(recipients.join("\n")).iter().map(|byte| format!("{byte:02x}")).collect()
-        }
+    let recipients = match &config.encryption {
+        Encryption::None => &[][..],
+        Encryption::Age { recipients, .. } => recipients,
     };
     let (control, data_dir) = (&found.control, found.data_dir.clone());
     let mut head =
-        Head::new(options.id.clone(), control.system_identifier, control.timeline, data_dir, sealing);
+        Head::new(options.id.clone(), control.system_identifier, control.timeline, data_dir, recipients);
     head.repositories = ready.iter().map(|repository| repository.url().to_owned()).collect();
     head.label.clone_from(&options.label);
     head.note.clone_from(&options.note);

@@ -96,7 +96,9 @@ live_test!(
         let other = site.walden.run(&["base-backup", "--fast"]).ok();
         assert!(other.stderr.contains("without walden in it"), "{other}");
         for repository in ["primary", "replica"] {
-            folders(&site, repository).values().for_each(|folder| fs::remove_dir_all(folder).expect("remove"));
+            for folder in folders(&site, repository).values() {
+                fs::remove_dir_all(folder).expect("remove");
+            }
         }
         site.cluster.append_config("archive_mode = off\n");
         site.cluster.restart();

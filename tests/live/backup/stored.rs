@@ -35,8 +35,8 @@ pub fn complete(site: &Site, repository: &str) -> Vec<(BackupSummary, PathBuf)> 
         let mut expected = BTreeSet::from([folder.join("backup.json")]);
         for object in summary.objects() {
             let path = folder.join(&object.name);
-            let body =
-                fs::read(&path).unwrap_or_else(|error| panic!("{id} in {repository}: {path:?}: {error}"));
+            let body = fs::read(&path)
+                .unwrap_or_else(|error| panic!("{id} in {repository}: {}: {error}", path.display()));
             assert!(object.matches(&body), "{id} in {repository}: {} is not whole", object.name);
             expected.insert(path);
         }
@@ -81,8 +81,10 @@ pub fn amcheck(cluster: &Cluster) {
 pub fn journal_lines(site: &Site) -> usize {
     let mut files = Vec::new();
     walk(&site.work.join("state/main/base-backup"), &mut files);
-    let lines =
-        |path: &PathBuf| fs::read(path).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count();
+    let lines = |path: &PathBuf| {
+        let text = fs::read(path).unwrap_or_default();
+        text.split(|byte| *byte == b'\n').count() - 1
+    };
     files.iter().map(lines).sum()
 }
 
