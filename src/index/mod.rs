@@ -7,6 +7,7 @@ mod backlog;
 mod bad_pages;
 mod breaker;
 mod damage;
+mod lookup;
 mod operations;
 mod schema;
 mod wal;

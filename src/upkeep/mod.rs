@@ -6,3 +6,4 @@ pub mod bad_pages;
 pub mod resolve;
 pub mod status;
 pub mod sync;
+mod unarchived;

@@ -1,5 +1,6 @@
 //! The S3 store against real servers: the suite that all stores pass, and how it takes what servers do.
 
+mod credentials;
 mod faults;
 mod scripted;
 mod servers;
