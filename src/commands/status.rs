@@ -5,6 +5,7 @@ use super::{Global, setup};
 use crate::config::Config;
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::SystemIdentifier;
+use crate::upkeep::bad_pages::BadPagesFound;
 use crate::upkeep::status::{RepositoryStatus, Status, status};
 
 /// How many backups the screen shows.
@@ -105,6 +106,7 @@ fn text(status: &Status) -> String {
         out +=
             &format!("  DAMAGED: {} in {}: {}; walden sync mends it\n", damage.key, damage.url, damage.what);
     }
+    out += &status.bad_pages.as_ref().map(BadPagesFound::text).unwrap_or_default();
     out += "\nBackups\n";
     let unknown = status.repositories.iter().all(|repository| repository.problem.is_some());
     if unknown {

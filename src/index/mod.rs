@@ -4,6 +4,7 @@
 //! that stop archiving or recovery. [`IndexHandle`] is what engines use: it warns once and goes on without.
 
 mod backlog;
+mod bad_pages;
 mod breaker;
 mod damage;
 mod digest;
@@ -16,6 +17,7 @@ mod schema;
 mod wal;
 
 pub use backlog::Missing;
+pub use bad_pages::BadPagesRow;
 pub use breaker::Breaker;
 pub use damage::Damage;
 pub use digest::{DigestLine, Undigested};

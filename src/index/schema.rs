@@ -13,6 +13,7 @@ const VERSIONS: &[&str] = &[
     FAILURES,
     super::damage::SCHEMA,
     super::breaker::SINCE,
+    super::bad_pages::SCHEMA,
     super::facts::COLUMNS,
     super::events::SCHEMA,
     super::names::SCHEMA,

@@ -1,5 +1,6 @@
 //! What the repositories hold and what can be recovered from it, in a screenful.
 
+use super::bad_pages::{BadPagesFound, bad_pages};
 use super::unarchived::{Unarchived, backlog, oldest_commit};
 use crate::codec::Opener;
 use crate::index::{Breaker, Damage, IndexHandle};
@@ -34,6 +35,8 @@ pub struct Status {
     pub pg_wal_read: bool,
     /// Objects that were found damaged and are not mended yet.
     pub damage: Vec<Damage>,
+    /// Bad pages in the database itself that the newest backup found; none if it is clean.
+    pub bad_pages: Option<BadPagesFound>,
 }
 
 /// One repository.
@@ -199,6 +202,7 @@ pub fn status(
             .and_then(|us| Timestamp::from_microsecond(us).ok()),
         pg_wal_read: here.is_some(),
         damage: index.run(crate::index::Index::damages).unwrap_or_default(),
+        bad_pages: None,
     };
     if usable.is_empty() {
         return Ok(status);
@@ -219,6 +223,7 @@ pub fn status(
             bad_pages: backup.summary.bad_pages,
         })
         .collect();
+    status.bad_pages = bad_pages(catalog.backups.iter().map(|backup| &backup.summary), index);
     status.windows = windows(&catalog, opener)?;
     Ok(status)
 }
