@@ -1,6 +1,6 @@
 //! `walden recover`: plan, restore, configure, and perhaps start.
 
-use super::output::{Format, bytes, json};
+use super::output::{Format, bytes, count, json};
 use super::{Global, setup};
 use crate::codec::Opener;
 use crate::config::Config;
@@ -10,7 +10,7 @@ use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::WalSegmentName;
 use crate::progress::Progress;
 use crate::recovery::plan::{Plan, Request, plan};
-use crate::recovery::restore::{RestoreOptions, restore};
+use crate::recovery::restore::{RestoreOptions, Restored, restore_then};
 use crate::recovery::settings::{self, Action, SettingsOptions};
 use crate::recovery::source::RepositorySource;
 use crate::recovery::start::{self, StartOptions};
@@ -32,7 +32,7 @@ pub struct Args {
     /// What to recover to
     #[arg(long, value_name = "TARGET")]
     until: String,
-    /// Where to restore to: an empty or missing directory
+    /// Where to restore to: an empty or missing directory, or with --delta a data directory
     #[arg(long, value_name = "DIR", required_unless_present = "plan")]
     data_dir: Option<PathBuf>,
     /// Stop right before the target
@@ -68,6 +68,12 @@ pub struct Args {
     /// Put every other tablespace into this directory, each under its OID
     #[arg(long, value_name = "DIR")]
     tablespace_root: Option<PathBuf>,
+    /// Restore over an existing data directory: only what differs is written, what does not belong is removed
+    #[arg(long)]
+    delta: bool,
+    /// Put the WAL into this directory, with a symbolic link in its place
+    #[arg(long, value_name = "DIR")]
+    wal_dir: Option<PathBuf>,
     /// The port of the restored server [default: the original's, or with --start a free one where that is taken]
     #[arg(long)]
     port: Option<u16>,
@@ -269,15 +275,13 @@ fn carry_out(
     let source = RepositorySource::new(plan.backup_from.clone(), keys.backup(&plan.backup));
     let options = RestoreOptions {
         data_dir: data_dir.to_path_buf(),
+        delta: args.delta,
+        wal_dir: args.wal_dir.clone(),
         parallel: usize::from(args.parallel),
         tablespaces: tablespaces(args)?,
         tablespace_root: args.tablespace_root.clone(),
         owner,
     };
-    let progress = Progress::new();
-    super::progress::while_shown(&progress, "restore", || {
-        restore(&plan.summary, &source, opener, &options, &progress)
-    })?;
     let mut settings_options = SettingsOptions {
         restore_command: restore_command(config, args, plan)?,
         action,
@@ -285,8 +289,12 @@ fn carry_out(
         port: args.port,
         owner,
     };
-    settings::write(data_dir, plan, &settings_options)?;
-    show(format!("Restored backup {} into {}\n", plan.backup, data_dir.display()));
+    let progress = Progress::new();
+    let restored = super::progress::while_shown(&progress, "restore", || {
+        let configure = || settings::write(data_dir, plan, &settings_options);
+        restore_then(&plan.summary, &source, opener, &options, &progress, &configure)
+    })?;
+    show(restored_text(&restored, plan, data_dir));
     let Some(bin_dir) = bin_dir else {
         let major = plan.summary.major_version;
         let pg_ctl = start::find_bin_dir(config.server.bin_dir.as_deref(), major)
@@ -300,7 +308,11 @@ fn carry_out(
         if !args.take_over {
             show(DOES_NOT_ARCHIVE.to_owned());
         }
-        return if args.output == Format::Json { json(plan) } else { Ok(()) };
+        return if args.output == Format::Json {
+            json(&serde_json::json!({ "plan": plan, "restored": restored }))
+        } else {
+            Ok(())
+        };
     };
     let mut start_options =
         StartOptions { data_dir: data_dir.to_path_buf(), bin_dir, owner, user: user(config, owner), action };
@@ -328,13 +340,27 @@ fn carry_out(
     let reached = start::start_and_follow(&start_options)?;
     start_options.action = action;
     if args.output == Format::Json {
-        return json(&serde_json::json!({ "plan": plan, "reached": reached }));
+        return json(&serde_json::json!({ "plan": plan, "restored": restored, "reached": reached }));
     }
     show(reached_text(&reached, action));
     if !args.take_over {
         show(DOES_NOT_ARCHIVE.to_owned());
     }
     Ok(())
+}
+
+fn restored_text(restored: &Restored, plan: &Plan<'_>, data_dir: &Path) -> String {
+    let mut text = format!("Restored backup {} into {}", plan.backup, data_dir.display());
+    if restored.over_existing {
+        text += &format!(
+            ": wrote {} of {} in {}, removed {}",
+            bytes(restored.bytes),
+            bytes(plan.summary.size),
+            count(restored.files, "file"),
+            restored.removed
+        );
+    }
+    text + "\n"
 }
 
 const DOES_NOT_ARCHIVE: &str = "The copy does not archive (archive_mode is off): see --take-over.\n";

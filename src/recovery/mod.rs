@@ -2,14 +2,15 @@
 //!
 //! `target` parses what the operator typed. `catalog` is what the repositories hold, `path` the WAL between a backup and
 //! a target, `scan` answers what only the WAL itself can tell, and `plan` chooses the backup and the branch and says what
-//! can be reached. `restore`, with `layout`, `places`, `pieces`, `restored_config` and `source`, puts a backup's files into
-//! place; `settings` makes the directory recover and keeps the copy harmless; `start` follows the server to the target.
+//! can be reached. `restore`, with `layout`, `places`, `delta`, `pieces`, `restored_config` and `source`, puts a backup's files
+//! into place; `settings` makes the directory recover and keeps the copy harmless; `start` follows the server to the target.
 
 pub mod catalog;
+mod delta;
 mod layout;
 pub mod path;
 mod pieces;
-mod places;
+pub mod places;
 pub mod plan;
 pub mod restore;
 mod restored_config;
