@@ -87,7 +87,11 @@ pub fn start_of_backup(id: &str) -> Option<jiff::Timestamp> {
 
 /// Reads a backup's summary from the first repository that has a good one, and asks the others whether they have it.
 /// None if it is complete nowhere.
-fn read_backup<'r>(holders: &[&'r Repository], keys: &ClusterKeys, id: &str) -> Result<Option<HeldBackup<'r>>> {
+fn read_backup<'r>(
+    holders: &[&'r Repository],
+    keys: &ClusterKeys,
+    id: &str,
+) -> Result<Option<HeldBackup<'r>>> {
     let mut found: Option<HeldBackup<'r>> = None;
     let mut bad = None;
     for repository in holders {
