@@ -3,8 +3,10 @@
 
 mod broken;
 mod delta;
+mod harmless;
 mod plan;
 mod restore;
 mod start;
 mod story;
 mod targets;
+mod timelines;

@@ -1,6 +1,9 @@
 //! `--start`: the server is followed to its target, and what it says there is the truth.
 
+use std::fs;
+
 use super::story::Story;
+use crate::support::tools::run_program;
 use crate::support::{Cluster, Ledger, Stop, live_test};
 
 live_test!(
@@ -52,5 +55,65 @@ live_test!(
         assert_eq!(story.site.wal_objects("primary", "00000002.history").len(), 1);
         assert_eq!(story.site.wal_objects("replica", &segment).len(), 1);
         cluster.stop(Stop::Fast);
+    }
+);
+
+live_test!(
+    [14, 15, 18]
+    fn a_pause_can_be_looked_at_stepped_on_from_and_ended(pg: Installation) {
+        let story = Story::tell(&pg, 1);
+        let dir = story.target("pause");
+        let arguments = ["--until", &story.after[1].after, "--action", "pause", "--start"];
+        let finished = story.recover("pause", &arguments).ok();
+        for says in ["Replay is paused", "pg_wal_replay_resume()", "ALTER SYSTEM SET recovery_target_time", "recovery stopping before"] {
+            assert!(finished.stdout.contains(says), "{says}: {finished}");
+        }
+        let cluster = Cluster::adopt(&pg, &dir);
+        assert_eq!(Ledger::ids(&cluster).len(), 4);
+        // As it was told.
+        let restart = finished.stdout.lines().find_map(|line| line.split_once(", then: ")).expect("the command").1;
+        cluster.psql(&format!("alter system set recovery_target_time = '{}'", story.after[3].after));
+        run_program("sh", ["-c", &format!("{restart} -l {}/server.log >/dev/null", dir.display())]).ok();
+        let mut cluster = Cluster::adopt(&pg, &dir);
+        cluster.wait_until("the server pauses again", || {
+            cluster.try_psql("select pg_get_wal_replay_pause_state()").is_ok_and(|state| state == "paused")
+        });
+        assert_eq!(Ledger::ids(&cluster).len(), 6);
+        cluster.psql("select pg_wal_replay_resume()");
+        cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
+        assert_eq!(Ledger::ids(&cluster).len(), 6);
+        cluster.stop(Stop::Fast);
+    }
+);
+
+live_test!(
+    [15, 17]
+    fn the_end_is_told_by_the_server(pg: Installation) {
+        let story = Story::tell(&pg, 1);
+        let third = &story.after[2];
+        let arguments = ["--until", &third.after, "--action", "shutdown", "--start", "--output", "json"];
+        let finished = story.recover("shutdown", &arguments).ok();
+        let report: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        let stopped = report["reached"]["stopped"].as_str().expect("the server's words");
+        assert!(stopped.starts_with("recovery stopping before commit of transaction"), "{report}");
+        assert_eq!(report["plan"]["around"]["kept"]["xid"], third.xid);
+
+        // A transaction that there is, and WAL on the way to it that cannot be read: the plan does not read all of it.
+        story.site.archive_a_segment();
+        let late = Ledger::add(&story.site.cluster);
+        let last = story.site.archive_a_segment();
+        for repository in ["primary", "replica"] {
+            let object = story.site.wal_objects(repository, &last).pop().expect("the object");
+            let mut bytes = fs::read(&object).expect("read");
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(&object, bytes).expect("write");
+        }
+        let refused = story.recover("latest", &["--until", "latest", "--start"]).expect_code(7);
+        let error = refused.stderr.lines().find(|line| line.starts_with("ERROR: the server did not")).expect("an error");
+        assert!(error.contains(&last) && error.contains("walden-recover.log"), "{refused}");
+        assert_eq!(error.matches("; hint:").count(), 1, "{error}");
+        let refused = story.recover("lsn", &["--until", &format!("lsn:{}", late.lsn), "--plan"]);
+        assert!(!refused.stdout.contains("Reached"), "{refused}");
     }
 );

@@ -4,7 +4,9 @@ use std::fs;
 
 use super::story::{Story, check_pgbench};
 use crate::support::tools::{self, run_script};
-use crate::support::{Cluster, ClusterOptions, Ledger, SiteOptions, Stop, live_test, require, soak, user};
+use crate::support::{
+    Cluster, ClusterOptions, Ledger, Site, SiteOptions, Stop, live_test, require, soak, user,
+};
 
 live_test!(
     fn every_kind_of_target_brings_up_exactly_its_transactions(pg: Installation) {
@@ -129,5 +131,83 @@ live_test!(
         story.expect("time", &["--until", &story.after[2].after], 3);
         let finished = story.site.walden.run(&["status"]).ok();
         assert!(finished.stdout.contains("any moment from"), "{finished}");
+    }
+);
+
+/// Entries that follow each other within some ten milliseconds, with the exact times of their commits and what is a
+/// microsecond earlier.
+fn run_of_commits(site: &Site, count: usize) -> Vec<(i64, String, String)> {
+    let mut session = site.cluster.session();
+    for _ in 0..count {
+        session.run("insert into ledger (xid, at) values (pg_current_xact_id()::text, clock_timestamp());");
+        session.run("select pg_sleep(0.01);");
+    }
+    let rows = site.cluster.psql(&format!(
+        "set timezone = 'UTC';
+         select id, pg_xact_commit_timestamp(xid::xid), pg_xact_commit_timestamp(xid::xid) - interval '1 microsecond'
+         from ledger order by id desc limit {count}"
+    ));
+    let parse = |line: &str| {
+        let fields: Vec<&str> = line.split('|').collect();
+        (fields[0].parse().expect("id"), fields[1].to_owned(), fields[2].to_owned())
+    };
+    let mut run: Vec<_> = rows.lines().map(parse).collect();
+    run.reverse();
+    run
+}
+
+live_test!(
+    [15]
+    fn just_before_and_at_each_of_many_commits_ten_milliseconds_apart(pg: Installation) {
+        let site = Site::new(&pg);
+        Ledger::create(&site.cluster);
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        let run = run_of_commits(&site, 50);
+        Ledger::add(&site.cluster);
+        site.archive_a_segment();
+        let dir = site.work.join("copy");
+        let tried: Vec<usize> = if soak() { (0..run.len()).collect() } else { vec![0, 23, 49] };
+        for at in tried {
+            let (_, committed, before) = &run[at];
+            for (arguments, kept) in [
+                (vec!["--until", committed.as_str()], at + 1),
+                (vec!["--until", before.as_str()], at),
+                (vec!["--until", committed.as_str(), "--exclusive"], at),
+            ] {
+                let arguments = [&["recover", "--delta", "--start", "--data-dir", &dir.display().to_string()], &arguments[..]];
+                site.walden.run(&arguments.concat()).ok();
+                let mut cluster = Cluster::adopt(&pg, &dir);
+                let ids: Vec<i64> = run[..kept].iter().map(|(id, ..)| *id).collect();
+                assert_eq!(Ledger::ids(&cluster), ids, "{arguments:?}");
+                cluster.stop(Stop::Fast);
+            }
+        }
+    }
+);
+
+live_test!(
+    [14, 15, 18]
+    fn server_machine_and_user_may_live_in_three_time_zones(pg: Installation) {
+        let options = SiteOptions {
+            cluster: ClusterOptions::default()
+                .setting("timezone", "America/New_York")
+                .setting("log_timezone", "America/New_York"),
+            env: vec![("TZ".to_owned(), "Asia/Tokyo".to_owned())],
+            ..SiteOptions::default()
+        };
+        let story = Story::tell_with(&pg, 1, &options);
+        let third = &story.after[2];
+        let written = |sql: &str| {
+            story.site.cluster.psql(&sql.replace("TIME", &format!("pg_xact_commit_timestamp('{}'::xid)", third.xid)))
+        };
+        // The user's, with its offset; and the machine's, without one.
+        let of_user = written("set timezone = 'Asia/Kolkata'; select TIME");
+        assert!(of_user.ends_with("+05:30"), "{of_user}");
+        let of_machine = written("select to_char(TIME at time zone 'Asia/Tokyo', 'YYYY-MM-DD HH24:MI:SS.US')");
+        story.expect("user", &["--until", &of_user], 3);
+        story.expect("machine", &["--until", &of_machine], 3);
+        let finished = story.recover("plan", &["--until", &of_machine, "--plan"]).ok();
+        let utc = written("set timezone = 'UTC'; select to_char(TIME, 'YYYY-MM-DD HH24:MI:SS.US+00')");
+        assert!(finished.stdout.contains(&format!("Target         {utc}\n")), "{utc}: {finished}");
     }
 );
