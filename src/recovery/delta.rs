@@ -15,6 +15,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// How many extents are compared at a time: few beside the whole, whatever the sizes of files are.
+const STEP: usize = 16;
 /// How many names a message lists.
 const NAMED: usize = 5;
 
@@ -93,18 +95,16 @@ pub fn compare(
         }
         Ok(())
     })?;
-    // In steps that are small beside the whole, whatever the sizes of files are.
-    const STEP: usize = 16;
     each_in_parallel(parallel, layout.extent_count().div_ceil(STEP), |step| {
         let mut buffer = vec![0; CHUNK];
-        for number in step * STEP..layout.extent_count().min((step + 1) * STEP) {
+        for (number, wanted) in wanted.iter().enumerate().skip(step * STEP).take(STEP) {
             let extent = layout.extent(number);
             let (record, is_control_file) = layout.file_of(extent);
             let path = data_dir.join(record.path);
             if !is_control_file && !is_replaced(&path) && holds(&path, extent, &mut buffer) {
                 progress.add(extent.length);
             } else {
-                wanted[number].store(true, Ordering::Relaxed);
+                wanted.store(true, Ordering::Relaxed);
                 changed[extent.file_number()].store(true, Ordering::Relaxed);
             }
         }

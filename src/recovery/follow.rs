@@ -318,3 +318,51 @@ fn is_ours(server: &mut Server, data_dir: &Path) -> bool {
     let resolved = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     says.is_empty() || resolved(Path::new(&says)) == resolved(data_dir)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::start::Way;
+    use super::*;
+    use crate::postgres::WalSegmentSize;
+
+    #[test]
+    fn progress_is_told_in_segments_and_bytes() {
+        let way = Way {
+            begin: Lsn(0x0300_0000),
+            segments: 4,
+            segment_size: WalSegmentSize::DEFAULT,
+            target: "latest".into(),
+            must_reach: None,
+        };
+        let options = StartOptions {
+            data_dir: "/nowhere".into(),
+            bin_dir: "/nowhere".into(),
+            owner: None,
+            user: "postgres".into(),
+            action: Action::Promote,
+            way,
+        };
+        let progress = Progress::new();
+        let log = ServerLog::new(Path::new("/nowhere"), "/nowhere/log".into(), 0);
+        let follower = Follower::new(&options, String::new(), log, &progress);
+        follower.show(Lsn(0x0200_0000), None);
+        assert_eq!((progress.done(), progress.phase()), (0, "segment 1 of 4, target latest".into()));
+        follower.show(Lsn(0x0480_0000), Some("2026-11-20 13:30:00.000000+00"));
+        assert_eq!(progress.done(), 0x0180_0000);
+        assert_eq!(progress.phase(), "segment 2 of 4, at 2026-11-20 13:30:00.000000+00, target latest");
+        // Titles are behind what the server says itself, and an end may lie beyond the plan.
+        follower.show(Lsn(0x0400_0000), None);
+        follower.show(Lsn(0x1000_0000), None);
+        assert_eq!((progress.done(), progress.total()), (64 << 20, 64 << 20));
+        assert!(progress.phase().starts_with("segment 4 of 4"));
+    }
+
+    #[test]
+    fn a_log_line_loses_its_prefix() {
+        assert_eq!(message("2026-11-20 13:30:00 UTC [1] FATAL:  no"), "FATAL:  no");
+        assert_eq!(message("ERROR: could not get"), "ERROR: could not get");
+        assert_eq!(message("nothing"), "nothing");
+        let lines = ["x LOG:  last completed transaction was at log time 2026-11-20 13:30:00+00".to_owned()];
+        assert_eq!(last_log_time(&lines).as_deref(), Some("2026-11-20 13:30:00+00"));
+    }
+}

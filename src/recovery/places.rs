@@ -288,7 +288,8 @@ fn may_be_reused(summary: &BackupSummary, options: &RestoreOptions) -> Result<bo
     Ok(true)
 }
 
-/// Returns the process of the server that runs in a data directory, if there is one that is alive.
+/// Returns the process of the server that runs in a data directory, if there is one that is alive, or whose children
+/// are. What the control file says is no sign: after a crash it says "in production".
 pub fn running_server(dir: &Path) -> Option<i32> {
     let text = std::fs::read_to_string(dir.join("postmaster.pid")).ok()?;
     // A standalone backend writes its number with a minus (miscinit.c).
@@ -296,8 +297,23 @@ pub fn running_server(dir: &Path) -> Option<i32> {
     // One that has ended and that nobody waited for is still there by name.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let ended = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
-    let alive = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
-    (!ended && !matches!(alive, Err(nix::errno::Errno::ESRCH))).then_some(pid)
+    let alive = !matches!(
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None),
+        Err(nix::errno::Errno::ESRCH)
+    );
+    // LOCK_FILE_LINE_SHMEM_KEY (pidfile.h): key and id of the shared memory, which children hold until they end.
+    let memory = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok());
+    (alive && !ended || memory.is_some_and(is_attached)).then_some(pid)
+}
+
+/// Returns whether a process is attached to the System V shared memory of that id.
+fn is_attached(id: u32) -> bool {
+    let table = std::fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(1).and_then(|field| field.parse().ok()) == Some(id)
+            && fields.get(6).is_some_and(|attached| *attached != "0")
+    })
 }
 
 /// Refuses a directory whose server is alive.

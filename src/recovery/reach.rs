@@ -165,7 +165,7 @@ impl OnTheWay<'_, '_> {
             let stop = around.lost.map(|lost| lost.lsn);
             return Ok(Reach { last_commit: Some(commit), around, stop });
         }
-        if commit.latest == time && self.path.gap.is_none() || is_idle {
+        if commit.latest == time || is_idle {
             // Nothing was committed between the last commit and the target.
             *target = Target::Lsn(commit.lsn);
             notes.push(format!(

@@ -142,7 +142,7 @@ pub fn reached(reached: &Reached, options: &StartOptions, plan: &Plan<'_>) -> St
             text += "To an earlier one: stop the server, and recover again with --delta.\n";
         }
         Action::Shutdown => {
-            text += "The server has shut down at the target; recovery.signal is still there.\n"
+            text += "The server has shut down at the target; recovery.signal is still there.\n";
         }
     }
     text + &format!("The server's log is {}\n", reached.log.display())

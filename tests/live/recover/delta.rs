@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::story::{Story, check_pgbench};
 use crate::support::tools::{self, run_script};
-use crate::support::{Cluster, Finished, Ledger, Site, Stop, live_test, user};
+use crate::support::{Cluster, Finished, Ledger, Site, Stop, live_test, user, wait_until};
 
 /// Inode, change time and content of each file below a directory.
 fn fingerprints(dir: &Path) -> HashMap<PathBuf, (u64, i64, u32)> {
@@ -115,10 +115,12 @@ live_test!(
         let text = dir.display().to_string();
         // A copy of the directory has links to the original's tablespaces: they are not its own.
         let copied = site.work.join("copied");
-        site.cluster.stop(Stop::Fast);
+        // The server has crashed: its control file says "in production", and its lock file is still there.
+        site.cluster.kill();
         run_script(&format!("cp -a '{text}' '{}'", copied.display())).ok();
         let arguments = ["recover", "--delta", "--until", &kept.after, "--data-dir"];
         let run = |dir: &Path, more: &[&str]| site.walden.run(&[&arguments[..], &[&dir.display().to_string()], more].concat());
+        wait_until("its processes have ended", || !run(&copied, &[]).stderr.contains("a server runs in"));
         refused(run(&copied, &[]), "directory of tablespace");
         fs::write(space.join("note"), "another version's directory").expect("write");
 

@@ -1,6 +1,7 @@
 //! The files: whole or not there at all, wherever an object is missing and whenever a restore breaks off.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::story::Story;
@@ -71,5 +72,39 @@ live_test!(
         assert!(refused.stderr.contains("data/"), "{refused}");
         let refused = Cluster::open(&pg, &story.target("refused")).try_start();
         assert!(refused.is_err(), "half a restore does not start");
+    }
+);
+
+live_test!(
+    [15]
+    fn wal_goes_where_it_is_told_with_a_link_in_its_place(pg: Installation) {
+        let story = Story::tell(&pg, 1);
+        let wal = story.target("wal");
+        let option = wal.display().to_string();
+        let inside = story.target("copy/pg_wal2").display().to_string();
+        story.recover("copy", &["--until", "latest", "--wal-dir", &inside]).expect_code(2);
+        let full = story.site.work.create_dir("full");
+        fs::write(full.join("file"), "x").expect("write");
+        story.recover("copy", &["--until", "latest", "--wal-dir", &full.display().to_string()]).expect_code(7);
+        assert!(!story.target("copy").exists(), "nothing was written");
+
+        let mut cluster = story.recover_and_start("copy", &["--until", "latest", "--wal-dir", &option]);
+        assert_eq!(fs::read_link(story.target("copy/pg_wal")).expect("a link"), wal);
+        let current = cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+        assert!(wal.join(current).exists());
+        cluster.stop(Stop::Fast);
+        let owner = |path: &Path| fs::metadata(path).map(|meta| (meta.uid(), meta.gid(), meta.mode() & 0o777));
+        let of_original = owner(&story.site.cluster.data_dir().join("pg_wal")).expect("metadata");
+        assert_eq!(owner(&wal).expect("metadata"), of_original);
+        assert_eq!(owner(&story.target("copy")).expect("metadata"), owner(story.site.cluster.data_dir()).expect("metadata"));
+
+        // It remains so: over a link to its own directory, and for one that is to be elsewhere.
+        let other = story.target("other").display().to_string();
+        story.recover("copy", &["--until", "latest", "--delta"]).expect_code(7);
+        story.recover("copy", &["--until", "latest", "--delta", "--wal-dir", &option]).ok();
+        let mut cluster = story.recover_and_start("copy", &["--until", "latest", "--delta", "--wal-dir", &other]);
+        assert_eq!(fs::read_link(story.target("copy/pg_wal")).expect("a link"), story.target("other"));
+        assert_eq!(crate::support::Ledger::ids(&cluster).len(), 7);
+        cluster.stop(Stop::Fast);
     }
 );

@@ -91,7 +91,7 @@ live_test!(
     fn the_end_is_told_by_the_server(pg: Installation) {
         let story = Story::tell(&pg, 1);
         let third = &story.after[2];
-        let arguments = ["--until", &third.after, "--action", "shutdown", "--start", "--output", "json"];
+        let arguments = ["--until", &third.committed, "--action", "shutdown", "--start", "--output", "json"];
         let finished = story.recover("shutdown", &arguments).ok();
         let report: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
         let stopped = report["reached"]["stopped"].as_str().expect("the server's words");
