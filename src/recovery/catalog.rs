@@ -11,7 +11,7 @@ use crate::repository::{
     ClusterFile, ClusterKeys, Repository, WalObject, ask_all, clusters, list_histories, list_wal_from,
     read_summary, read_wal_object,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 /// How many summaries are read at once.
@@ -39,6 +39,8 @@ pub struct Catalog<'r> {
     pub segment_size: WalSegmentSize,
     /// The backups, oldest end first.
     pub backups: Vec<HeldBackup<'r>>,
+    /// Segments without commits, by name and CRC-32, as far as the index knows them: they need not be read to look for one.
+    pub idle: HashSet<(String, u32)>,
     /// The timelines of backups whose summaries were not read.
     unread: BTreeSet<TimelineId>,
     /// Where each archived history is.
@@ -158,6 +160,7 @@ impl<'r> Catalog<'r> {
             repositories: Vec::new(),
             segment_size: WalSegmentSize::DEFAULT,
             backups: Vec::new(),
+            idle: HashSet::new(),
             unread: BTreeSet::new(),
             histories: BTreeMap::new(),
         };
@@ -245,6 +248,12 @@ impl<'r> Catalog<'r> {
             }
         }
         Ok(held)
+    }
+
+    /// Returns whether a segment is known to hold no commit: every copy has content that the index knows.
+    pub fn is_idle(&self, copies: &[(&Repository, WalObject)]) -> bool {
+        let known = |object: &WalObject| self.idle.contains(&(object.name.to_string(), object.crc));
+        !self.idle.is_empty() && copies.iter().all(|(_, object)| known(object))
     }
 
     /// Reads a segment from the first repository that has a good copy.

@@ -325,26 +325,47 @@ mod tests {
     use super::*;
     use crate::postgres::WalSegmentSize;
 
-    #[test]
-    fn progress_is_told_in_segments_and_bytes() {
+    fn options(must_reach: Option<Lsn>) -> StartOptions {
         let way = Way {
             begin: Lsn(0x0300_0000),
             segments: 4,
             segment_size: WalSegmentSize::DEFAULT,
             target: "latest".into(),
-            must_reach: None,
+            must_reach,
         };
-        let options = StartOptions {
+        StartOptions {
             data_dir: "/nowhere".into(),
             bin_dir: "/nowhere".into(),
             owner: None,
             user: "postgres".into(),
             action: Action::Promote,
             way,
-        };
-        let progress = Progress::new();
+        }
+    }
+
+    fn follower<'a>(options: &'a StartOptions, progress: &'a Progress) -> Follower<'a> {
         let log = ServerLog::new(Path::new("/nowhere"), "/nowhere/log".into(), 0);
-        let follower = Follower::new(&options, String::new(), log, &progress);
+        Follower::new(options, String::new(), log, progress)
+    }
+
+    #[test]
+    fn a_server_that_promoted_before_the_end_of_the_archive_has_not_reached_it() {
+        let options = options(Some(Lsn(0x0600_0000)));
+        let ends_at = |lsn: &str| {
+            let state =
+                State { in_recovery: false, paused: false, lsn: Some(lsn.into()), last_transaction: None };
+            follower(&options, &Progress::new()).done(&state)
+        };
+        assert!(ends_at("0/6000100").is_ok());
+        let error = ends_at("0/5FFFFF8").unwrap_err();
+        assert_eq!(error.kind(), Kind::Target);
+        assert!(error.to_string().contains("before the end of the archive"), "{error}");
+    }
+
+    #[test]
+    fn progress_is_told_in_segments_and_bytes() {
+        let (options, progress) = (options(None), Progress::new());
+        let follower = follower(&options, &progress);
         follower.show(Lsn(0x0200_0000), None);
         assert_eq!((progress.done(), progress.phase()), (0, "segment 1 of 4, target latest".into()));
         follower.show(Lsn(0x0480_0000), Some("2026-11-20 13:30:00.000000+00"));

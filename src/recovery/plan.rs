@@ -8,6 +8,7 @@ use super::reach::{OnTheWay, Reach};
 use super::scan::{self, Around, LastCommit};
 use super::target::{Target, TimelineChoice, utc};
 use crate::codec::Opener;
+use crate::index::IndexHandle;
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
 use crate::repository::backup::BackupSummary;
@@ -110,13 +111,20 @@ const NEWEST: usize = 3;
 
 /// Makes the plan. Fails with [`Kind::Target`] when the target cannot be reached, [`Kind::Repository`] when a
 /// repository cannot be asked, [`Kind::Config`] without the identity.
-pub fn plan<'r>(request: &Request, repositories: &[&'r Repository], opener: &Opener) -> Result<Plan<'r>> {
+///
+/// `index` saves reading segments that hold no commit, where it knows them.
+pub fn plan<'r>(
+    request: &Request,
+    repositories: &[&'r Repository],
+    opener: &Opener,
+    index: &IndexHandle,
+) -> Result<Plan<'r>> {
     let known = system_identifiers(repositories, &request.cluster)?;
     let chosen = |ids: &[String]| likely(request, ids);
-    match plan_with(request, repositories, &known, opener, &chosen) {
+    match plan_with(request, repositories, &known, opener, index, &chosen) {
         // Why not, and what is nearest, needs all backups.
         Err(error) if error.kind() == Kind::Target => {
-            plan_with(request, repositories, &known, opener, &<[String]>::to_vec)
+            plan_with(request, repositories, &known, opener, index, &<[String]>::to_vec)
         }
         planned => planned,
     }
@@ -143,11 +151,15 @@ fn plan_with<'r>(
     repositories: &[&'r Repository],
     known: &BTreeMap<SystemIdentifier, Vec<String>>,
     opener: &Opener,
+    index: &IndexHandle,
     choose: &dyn Fn(&[String]) -> Vec<String>,
 ) -> Result<Plan<'r>> {
     let mut catalogs = Vec::new();
     for sysid in known.keys() {
-        catalogs.push(Catalog::read_some(repositories, &request.cluster, *sysid, choose)?);
+        let mut catalog = Catalog::read_some(repositories, &request.cluster, *sysid, choose)?;
+        let idle = index.run(|index| index.without_commits(*sysid)).unwrap_or_default();
+        catalog.idle = idle.into_iter().collect();
+        catalogs.push(catalog);
     }
     let mut notes = Vec::new();
     if catalogs.len() > 1 {

@@ -45,20 +45,29 @@ fn commit_in(summary: &SegmentSummary) -> Option<LastCommit> {
 
 /// Returns the last commit on `path`; none if there is no commit on all of it.
 pub fn last_commit(catalog: &Catalog<'_>, path: &WalPath<'_>, opener: &Opener) -> Result<Option<LastCommit>> {
-    let mut following: Option<Vec<u8>> = None;
-    for (_, copies) in path.segments.iter().rev() {
+    // The segment behind, and its content unless it was passed over.
+    let mut behind: Option<(usize, Option<Vec<u8>>)> = None;
+    for (at, (_, copies)) in path.segments.iter().enumerate().rev() {
+        if catalog.is_idle(copies) {
+            behind = Some((at, None));
+            continue;
+        }
         let content = catalog.read_segment(copies, opener)?;
         let (summary, carry) = summarize(&content, None);
         // A commit record that begins here may end in the segment that follows.
-        if let (Some(following), Some(carry)) = (&following, carry)
-            && let Some(commit) = commit_in(&summarize(following, Some(carry)).0)
-        {
-            return Ok(Some(commit));
+        if let (Some((next, following)), Some(carry)) = (behind, carry) {
+            let following = match following {
+                Some(following) => following,
+                None => catalog.read_segment(&path.segments[next].1, opener)?,
+            };
+            if let Some(commit) = commit_in(&summarize(&following, Some(carry)).0) {
+                return Ok(Some(commit));
+            }
         }
         if let Some(commit) = commit_in(&summary) {
             return Ok(Some(commit));
         }
-        following = Some(content);
+        behind = Some((at, Some(content)));
     }
     Ok(None)
 }
@@ -137,6 +146,10 @@ pub fn around(
             if at >= high {
                 break None;
             }
+            if catalog.is_idle(&path.segments[at].1) {
+                at += 1;
+                continue;
+            }
             let summary = summary_of(&catalog.read_segment(&path.segments[at].1, opener)?);
             match summary.max_end_time {
                 Some(latest) => break Some(Timestamp::from(latest)),
@@ -149,7 +162,11 @@ pub fn around(
         }
     }
     let mut around = Around::default();
-    for at in low..path.segments.len() {
+    // One that crosses into an idle segment began in the one before.
+    let idle = |at: usize| {
+        catalog.is_idle(&path.segments[at].1) && (at == 0 || catalog.is_idle(&path.segments[at - 1].1))
+    };
+    for at in (low..path.segments.len()).filter(|at| !idle(*at)) {
         for (end, committed) in ends_in(catalog, path, at, opener)? {
             if stops(end.time) {
                 around.lost = Some(end);
@@ -163,7 +180,7 @@ pub fn around(
             break;
         }
     }
-    for at in (0..low).rev() {
+    for at in (0..low).rev().filter(|at| !idle(*at)) {
         if around.kept.is_some() {
             break;
         }

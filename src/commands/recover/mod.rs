@@ -108,7 +108,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         backup: args.backup.clone(),
         through: args.through.clone(),
     };
-    let plan = plan(&request, &repositories, &opener)?;
+    let plan = plan(&request, &repositories, &opener, &index)?;
     let estimate = Estimate::of(&plan, &index);
     if args.output == Format::Json && args.plan {
         let mut value = serde_json::to_value(&plan).context("write JSON")?;

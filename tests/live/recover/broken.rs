@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use walden::codec::Opener;
+use walden::index::IndexHandle;
 use walden::kind::Kind;
 use walden::progress::Progress;
 use walden::recovery::plan::{Plan, Request, plan};
@@ -75,7 +76,8 @@ live_test!(
         let opener = Opener::from_identity_file(&site.work.join("identity.txt")).expect("identity");
         let (primary, faults) = faulty(&site, "primary");
         let (replica, _) = faulty(&site, "replica");
-        let planned = plan(&request(), &[&primary], &opener).expect("plan");
+        let index = IndexHandle::absent();
+        let planned = plan(&request(), &[&primary], &opener, &index).expect("plan");
         faults.reset();
         restore_to(&site, &planned, &opener, "whole").expect("restore");
         let calls = faults.calls();
@@ -98,7 +100,7 @@ live_test!(
             }
         }
         // With another copy no single fault is felt.
-        let both = plan(&request(), &[&primary, &replica], &opener).expect("plan");
+        let both = plan(&request(), &[&primary, &replica], &opener, &index).expect("plan");
         for call in 1..=calls {
             faults.reset();
             faults.fail_at(call, Fault::BitFlip);
