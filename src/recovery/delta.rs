@@ -15,8 +15,6 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How many extents are compared at a time: few beside the whole, whatever the sizes of files are.
-const STEP: usize = 16;
 /// How many names a message lists.
 const NAMED: usize = 5;
 
@@ -49,8 +47,8 @@ impl Differences {
             });
             let more = self.strangers.len().saturating_sub(NAMED);
             tracing::warn!(
-                "removing {} that do not belong to the backup: {}{}",
-                count(self.strangers.len(), "file or directory", "files and directories"),
+                "removing {} not belong to the backup: {}{}",
+                count(self.strangers.len(), "file or directory that does", "files and directories that do"),
                 names.collect::<Vec<_>>().join(", "),
                 if more > 0 { format!(" and {more} more") } else { String::new() }
             );
@@ -69,13 +67,14 @@ fn count(n: usize, one: &str, many: &str) -> String {
 }
 
 /// Reads what is in `data_dir` and compares it with the backup. `links` are the directories below it that are symbolic
-/// links and remain so, `replaced` those that become other links. Changes nothing. Fails with [`Kind::Server`] where writing could reach something else, or where
-/// WAL waits to be archived.
+/// links and remain so, `replaced` those that become other links. Changes nothing. Fails with [`Kind::Server`] where
+/// writing could reach something else, or where WAL waits to be archived.
 pub fn compare(
     layout: &Layout,
     data_dir: &Path,
     links: &[PathBuf],
     replaced: &[PathBuf],
+    pieces: usize,
     parallel: usize,
     progress: &Progress,
 ) -> Result<Differences> {
@@ -95,16 +94,16 @@ pub fn compare(
         }
         Ok(())
     })?;
-    each_in_parallel(parallel, layout.extent_count().div_ceil(STEP), |step| {
+    each_in_parallel(parallel, pieces, |piece| {
         let mut buffer = vec![0; CHUNK];
-        for (number, wanted) in wanted.iter().enumerate().skip(step * STEP).take(STEP) {
+        for number in layout.extents_of(piece as u32) {
             let extent = layout.extent(number);
             let (record, is_control_file) = layout.file_of(extent);
             let path = data_dir.join(record.path);
             if !is_control_file && !is_replaced(&path) && holds(&path, extent, &mut buffer) {
                 progress.add(extent.length);
             } else {
-                wanted.store(true, Ordering::Relaxed);
+                wanted[number].store(true, Ordering::Relaxed);
                 changed[extent.file_number()].store(true, Ordering::Relaxed);
             }
         }

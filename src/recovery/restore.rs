@@ -145,14 +145,17 @@ impl Restore<'_> {
             self.progress.set_phase("compare files");
             let (links, replaced) = (self.places.present_links(), self.places.missing_links());
             let workers = self.options.parallel.clamp(1, 64);
-            Some(delta::compare(&self.layout, data_dir, &links, &replaced, workers, self.progress)?)
+            let pieces = self.summary.pieces.len();
+            Some(delta::compare(&self.layout, data_dir, &links, &replaced, pieces, workers, self.progress)?)
         } else {
             None
         };
         self.progress.set_phase("restore files");
-        self.places.begin(self.options.owner, &self.summary.id)?;
         if let Some(differences) = &differences {
             differences.warn(data_dir);
+        }
+        self.places.begin(self.options.owner, &self.summary.id)?;
+        if let Some(differences) = &differences {
             delta::clear(&self.layout, data_dir, differences)?;
         }
         self.places.create(self.options.owner)?;
