@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::shutdown::TempFile;
 
@@ -76,6 +77,38 @@ pub fn temp_beside(path: &Path, mode: u32) -> io::Result<(File, TempFile)> {
             result => return result,
         }
     }
+}
+
+/// How long a temporary file is left alone after it was last written to.
+const STALE: Duration = Duration::from_hours(1);
+
+/// Removes temporary files beside `fresh`, one of this process, that killed processes left: made by [`temp_beside`] for a
+/// name that `of` says yes to, and not written to for an hour. Time is that of the filesystem, as `fresh` shows it. A process
+/// that was stopped for so long and goes on cannot name its file any more, and says so.
+pub fn remove_stale(fresh: &TempFile, of: impl Fn(&str) -> bool) {
+    let modified = |path: &Path| std::fs::symlink_metadata(path).and_then(|meta| meta.modified());
+    let (Some(dir), Ok(now)) = (fresh.path().parent(), modified(fresh.path())) else { return };
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if !name.to_str().and_then(temporary_for).is_some_and(&of) {
+            continue;
+        }
+        let age = modified(&entry.path()).ok().and_then(|then| now.duration_since(then).ok());
+        if age.is_some_and(|age| age > STALE) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Returns the name for which [`temp_beside`] made the temporary file `name`; none if it is not one of ours.
+fn temporary_for(name: &str) -> Option<&str> {
+    let (rest, random) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+    let (of, process) = rest.rsplit_once('.')?;
+    let is_ours = random.len() == 8
+        && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+        && !process.is_empty()
+        && process.bytes().all(|byte| byte.is_ascii_digit());
+    (is_ours && !of.is_empty()).then_some(of)
 }
 
 /// Gives the temporary file its final name unless that is taken. Returns whether it was free. Durable on return
@@ -166,6 +199,36 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn what_killed_processes_left_is_removed_an_hour_later_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, age: Duration| {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - age).unwrap();
+        };
+        let (old, young) = (Duration::from_secs(3700), Duration::from_secs(3500));
+        make(".a.12.0123abcd.tmp", old);
+        make(".b.12.0123abcd.tmp", old);
+        make(".a.13.0123abcd.tmp", young);
+        let others = [
+            "a",
+            ".a",
+            ".a.tmp",
+            ".a.x.0123abcd.tmp",
+            ".a.12.0123.tmp",
+            "a.12.0123abcd.tmp",
+            "..12.0123abcd.tmp",
+        ];
+        for name in others {
+            make(name, old);
+        }
+        let (_, fresh) = temp_beside(&dir.path().join("a"), 0o600).unwrap();
+        remove_stale(&fresh, |of| of == "a");
+        let left = |name: &str| dir.path().join(name).exists();
+        assert!(!left(".a.12.0123abcd.tmp") && left(".a.13.0123abcd.tmp") && left(".b.12.0123abcd.tmp"));
+        assert!(others.iter().all(|name| left(name)) && fresh.path().exists());
+    }
 
     #[test]
     fn a_file_is_moved_onto_another_within_a_filesystem_and_across() {

@@ -1,8 +1,8 @@
 //! Is a file that no repository has proven absent?
 //!
 //! To PostgreSQL "not there" means "the archive ends here": it promotes. So absence needs proof: every repository
-//! answered and knows the cluster, no later segment of the timeline exists (or it is in flight, which is waited
-//! for), and no later timeline's history says that this one must have existed.
+//! answered and knows the cluster (or one of them is a `witness`), no later segment of the timeline exists (or it is in
+//! flight, which is waited for), and no later timeline's history says that this one must have existed.
 
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, TimelineId, WalSegmentName};
@@ -33,13 +33,8 @@ pub struct Answer {
 }
 
 /// Returns every repository's problem as one error, if there is one: absence is unproven.
-pub fn unproven(views: &[View<'_>], acknowledged_by_all: bool) -> Option<Error> {
-    let failed: Vec<&Error> = views.iter().filter_map(|view| view.answer.as_ref().err()).collect();
-    let first = *failed.first()?;
-    // When the server heard "archived" only after every repository had a file, one of them knows of all.
-    if acknowledged_by_all && failed.len() < views.len() {
-        return None;
-    }
+pub fn unproven(views: &[View<'_>]) -> Option<Error> {
+    let first = views.iter().find_map(|view| view.answer.as_ref().err())?;
     let hint = "recovery stops here because the file may exist there; if that repository is lost, recover with \
                 --without and its name";
     Some(first.clone().context("absence is not proven").with_hint(hint))
@@ -91,6 +86,14 @@ pub fn judge(
         Some((segment, Some(time))) if time >= now => Verdict::InFlight(segment),
         Some((segment, _)) => Verdict::Gap(segment),
     }
+}
+
+/// Returns the error for a segment that is not waited for.
+pub fn in_flight(wanted: WalSegmentName, later: WalSegmentName) -> Error {
+    Error::new(
+        Kind::Doubt,
+        format!("WAL segment \"{wanted}\" may be on its way, since \"{later}\" was archived a moment ago"),
+    )
 }
 
 /// Returns the error for a gap.

@@ -27,7 +27,7 @@ pub fn send_some(keys: &ClusterKeys, sysid: SystemIdentifier, targets: &Targets<
             if began.elapsed() > TIME {
                 return;
             }
-            match send(keys, target, targets, &file) {
+            match send(keys, target, targets, &file, index) {
                 Ok(true) => {
                     index.run(|index| index.record_copied(sysid, &file.name, file.crc, &target.stamp()));
                 }
@@ -41,14 +41,27 @@ pub fn send_some(keys: &ClusterKeys, sysid: SystemIdentifier, targets: &Targets<
     }
 }
 
-/// Returns whether the repository has the file now; false where no other one holds it.
-fn send(keys: &ClusterKeys, to: &Target<'_>, targets: &Targets<'_>, file: &Missing) -> Result<bool> {
+/// Returns whether the repository has the file now; false where no other one holds it, or a damaged object
+/// has its place.
+fn send(
+    keys: &ClusterKeys,
+    to: &Target<'_>,
+    targets: &Targets<'_>,
+    file: &Missing,
+    index: &IndexHandle,
+) -> Result<bool> {
     let Ok(name) = file.name.parse() else { return Ok(false) };
     for from in targets.ready.iter().filter(|from| from.repository.name() != to.repository.name()) {
         let held = find_contents(from.repository, keys, name, &from.repository.deadline())
             .map_err(|error| from.repository.error("list", &error))?;
         if let Some(object) = held.iter().find(|held| held.crc == file.crc) {
-            copy_object(from.repository, to.repository, &object.object.key)?;
+            let (key, url) = (&object.object.key, to.repository.url());
+            // What is there and damaged is in the way; sync replaces it.
+            let damages = index.run(crate::index::Index::damages).unwrap_or_default();
+            if damages.iter().any(|damage| damage.key == *key && damage.url == url) {
+                return Ok(false);
+            }
+            copy_object(from.repository, to.repository, key)?;
             return Ok(true);
         }
     }

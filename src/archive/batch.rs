@@ -7,8 +7,9 @@ use super::push::PushOptions;
 use super::ready;
 use super::source::WalFile;
 use super::targets::{Target, Targets};
+use super::whole;
 use crate::codec::Sealer;
-use crate::index::{Commits, Fingerprint, RepositoryStamp};
+use crate::index::{Commits, Fingerprint, IndexHandle, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::wal::SegmentSummary;
 use crate::postgres::{ArchiveFileName, PgTimestamp, TimelineId};
@@ -52,6 +53,8 @@ pub struct Batch<'a> {
     pub sealer: &'a Sealer,
     /// The repositories that take part.
     pub targets: &'a Targets<'a>,
+    /// The index.
+    pub index: &'a IndexHandle,
     /// What the files that are archived at once may take.
     pub memory: Memory,
     /// Timelines whose history was compared, and the outcome.
@@ -101,7 +104,7 @@ impl Batch<'_> {
         for target in &self.targets.ready {
             self.refuse_other_content(target, name, crc, target.contents(name))?;
             match target.contents(name).iter().find(|held| held.crc == crc) {
-                Some(held) => match self.confirm(target, held) {
+                Some(held) => match self.confirm(target, held, file) {
                     Ok(()) => holding.push(target),
                     Err(error) => tracing::warn!("{error}"),
                 },
@@ -176,17 +179,10 @@ impl Batch<'_> {
         )))
     }
 
-    fn confirm(&self, target: &Target<'_>, held: &WalObject) -> Result<()> {
+    /// Makes sure that an object that is there already is whole and durable.
+    fn confirm(&self, target: &Target<'_>, held: &WalObject, file: &mut WalFile) -> Result<()> {
+        whole::check(target, held, file, self.index)?;
         let repository = target.repository;
-        // A copy that ran out of space on its way to another disk; no object of ours is empty.
-        if held.object.size == 0 {
-            return Err(Error::corrupt(format!(
-                "object \"{}\" in repository \"{}\" is empty and does not count",
-                held.object.key,
-                repository.name()
-            ))
-            .with_hint("remove it, and the next call stores it anew"));
-        }
         let result = repository.storage().confirm(&held.object.key, &repository.deadline());
         result.map_err(|error| repository.error("make durable in", &error))
     }

@@ -7,9 +7,14 @@
 //!
 //! A note is about one run of one server: a server that starts anew, or another one, begins with the newest timeline of
 //! its own. Where no server can be told (a call by hand), a note holds until its segment can be answered for.
+//!
+//! A call that fails before it knows where to leave notes (its configuration or its key cannot be read) leaves none. What it
+//! was asked for follows from the histories in `pg_wal`: the server keeps there the history of the timeline that it
+//! follows (timeline.c, `readTimeLineHistory`).
 
+use super::request::control_beside;
 use crate::durable;
-use crate::postgres::WalSegmentName;
+use crate::postgres::{ArchiveFileName, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize};
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -149,6 +154,55 @@ impl DoubtNotes {
     }
 }
 
+/// Returns the segments of higher timelines for which a server asks before it asks for `segment` at `path`, if it follows
+/// one of the timelines whose histories are in its `pg_wal`.
+pub fn asked_before(path: &Path, segment: WalSegmentName) -> Vec<WalSegmentName> {
+    let Some(pg_wal) = path.parent() else { return Vec::new() };
+    let histories: Vec<TimelineHistory> = std::fs::read_dir(pg_wal)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|file| above(&file, segment))
+        .collect();
+    if histories.is_empty() {
+        return Vec::new();
+    }
+    let size = control_beside(path).map(|control| control.wal_segment_size);
+    let mut before: Vec<WalSegmentName> = size
+        .iter()
+        .flat_map(|size| histories.iter().flat_map(|history| on_the_way(history, segment, *size)))
+        .collect();
+    before.sort();
+    before.dedup();
+    before
+}
+
+/// Returns the history in `file`, if it is one of a timeline above that of `segment`.
+fn above(file: &std::fs::DirEntry, segment: WalSegmentName) -> Option<TimelineHistory> {
+    let Ok(ArchiveFileName::History(timeline)) = file.file_name().to_str()?.parse() else { return None };
+    if timeline <= segment.timeline {
+        return None;
+    }
+    TimelineHistory::parse(timeline, std::fs::read(file.path()).ok()?).ok()
+}
+
+/// Returns the segments at the place of `segment` of the timelines that come after its own in `history` and have begun
+/// there (xlogrecovery.c, `XLogFileReadAnyTLI`).
+fn on_the_way(
+    history: &TimelineHistory,
+    segment: WalSegmentName,
+    size: WalSegmentSize,
+) -> Vec<WalSegmentName> {
+    let path = history.path();
+    let own = path.iter().position(|span| span.timeline == segment.timeline);
+    let later = own.map_or(&[][..], |own| &path[own + 1..]);
+    let begun = later
+        .iter()
+        .filter(|span| WalSegmentName::containing(segment.timeline, span.begin, size) <= segment)
+        .map(|span| span.timeline);
+    begun.map(|timeline: TimelineId| WalSegmentName { timeline, ..segment }).collect()
+}
+
 fn is_old(file: &std::fs::DirEntry) -> bool {
     let modified = file.metadata().and_then(|meta| meta.modified()).ok();
     modified.and_then(|time| SystemTime::now().duration_since(time).ok()).is_some_and(|age| age > NOTE_LIFE)
@@ -202,6 +256,24 @@ mod tests {
         assert_eq!(by_hand, [Note { segment: doubted, same_run: false }]);
         assert_eq!(of(run("/a", Some("9 200"))).above(lower).unwrap(), [], "the server was started anew");
         assert_eq!(of(run("/a", Some("7 100"))).above(lower).unwrap(), [], "and the old note is gone");
+    }
+
+    #[test]
+    fn a_server_that_follows_a_timeline_asks_for_it_first_from_the_fork_onward() {
+        let on_the_way = |timeline: u32, text: &str, wanted: &str| -> Vec<String> {
+            let history = TimelineHistory::parse(TimelineId(timeline), text).unwrap();
+            let found = on_the_way(&history, segment(wanted), WalSegmentSize::DEFAULT);
+            found.iter().map(ToString::to_string).collect()
+        };
+        let text = "1\t0/5000100\t\n2\t0/7000000\t\n";
+        assert_eq!(on_the_way(3, text, "000000010000000000000004"), [""; 0]);
+        assert_eq!(on_the_way(3, text, "000000010000000000000005"), ["000000020000000000000005"]);
+        assert_eq!(
+            on_the_way(3, text, "000000010000000000000007"),
+            ["000000020000000000000007", "000000030000000000000007"]
+        );
+        assert_eq!(on_the_way(3, text, "000000020000000000000008"), ["000000030000000000000008"]);
+        assert_eq!(on_the_way(4, "1\t0/5000100\t\n", "000000020000000000000008"), [""; 0], "another branch");
     }
 
     #[test]

@@ -1,29 +1,18 @@
 //! `archive-get`: one file from the repositories to where the server wants it.
 
-use super::absence::{self, Answer, Verdict, View};
-use super::content::{Expected, copy_checked};
-use super::doubt::{DoubtNotes, ServerRun};
-use super::fork::{Fork, ParentsWal};
+use super::absence;
+use super::content::copy_checked;
+use super::doubt::{DoubtNotes, ServerRun, asked_before};
+use super::request::{Finding, Request, absent};
 use super::source::Origin;
 use super::spool::{KnownRepository, Spool, hand_over, place};
 use crate::codec::Opener;
-use crate::index::IndexHandle;
 use crate::kind::{Error, Kind, Result};
-use crate::postgres::{
-    ArchiveFileName, ControlFile, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName,
-    WalSegmentSize,
-};
-use crate::repository::{
-    ClusterKeys, ClusterState, Repository, WalListing, WalObject, ask_all, find_contents, list_histories,
-    list_wal_from,
-};
-use crate::storage::Deadline;
-use std::io::Write;
+use crate::postgres::{ArchiveFileName, SystemIdentifier, TimelineId, WalSegmentName};
+use crate::repository::{ClusterKeys, Repository};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How many objects from the wanted one onward a call looks at.
-const LISTING: usize = 100;
 /// How often a segment in flight is looked for.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -38,6 +27,9 @@ pub struct GetOptions {
     pub deadline: Duration,
     /// Whether every repository had to have a segment before it counted as archived.
     pub acknowledged_by_all: bool,
+    /// Whether a standby asks, which asks again after any refusal: it is not kept waiting for a segment in flight, since a
+    /// promotion would wait along.
+    pub standby: bool,
     /// The repositories that the operator left out, by name.
     pub without: Vec<String>,
     /// The last segments of their timelines that recovery needs: what follows is absent without asking.
@@ -91,9 +83,7 @@ pub fn get(
         return Ok(Fetched { start_prefetcher: None });
     };
     let notes = spool.as_ref().map(|spool| DoubtNotes::new(spool.dir(), ServerRun::of(path)));
-    if let Some(notes) = &notes {
-        request.heed(segment, notes)?;
-    }
+    request.heed(segment, notes.as_ref())?;
     let outcome = request.fetch_segment(segment);
     match &outcome {
         Err(error) if error.kind() != Kind::Absent => {
@@ -110,10 +100,6 @@ pub fn get(
         .filter(|_| options.prefetch > 0)
         .is_some_and(|spool| spool.note_wanted(segment).unwrap_or(false) && !spool.is_watched());
     Ok(Fetched { start_prefetcher: start.then_some(sysid) })
-}
-
-fn absent(name: ArchiveFileName) -> Error {
-    Error::new(Kind::Absent, format!("\"{name}\" is not in the archive"))
 }
 
 /// Returns whether the server, refused this file, asks for the same of a parent timeline.
@@ -139,47 +125,23 @@ fn open_spool(name: ArchiveFileName, sysid: SystemIdentifier, options: &GetOptio
     }
 }
 
-/// What can be said of a file.
-enum Finding<'v> {
-    /// It is there.
-    Held(Vec<Held<'v>>),
-    /// It is proven absent.
-    Absent,
-    /// A later segment is there; this one may be on its way.
-    InFlight(WalSegmentName),
-}
-
-/// One repository's copy.
-#[derive(Clone, Copy)]
-struct Held<'v> {
-    repository: &'v Repository,
-    object: &'v WalObject,
-    size: WalSegmentSize,
-}
-
-#[derive(Clone)]
-struct Request<'a> {
-    name: ArchiveFileName,
-    path: &'a Path,
-    options: &'a GetOptions,
-    sysid: SystemIdentifier,
-    keys: ClusterKeys,
-    asked: &'a [&'a Repository],
-    opener: &'a Opener,
-    spool: Option<&'a Spool>,
-}
-
-impl<'a> Request<'a> {
-    /// Fails while the same segment is in doubt on a higher timeline.
-    fn heed(&self, segment: WalSegmentName, notes: &DoubtNotes) -> Result<()> {
-        let above = notes.above(segment).map_err(|error| {
+impl Request<'_> {
+    /// Fails while the same segment is in doubt on a higher timeline: by a note, or because a standby that follows that
+    /// timeline comes with the lower one although the higher one is there, so that a call before must have failed before
+    /// it could note anything.
+    fn heed(&self, segment: WalSegmentName, notes: Option<&DoubtNotes>) -> Result<()> {
+        let above = notes.map_or(Ok(Vec::new()), |notes| notes.above(segment)).map_err(|error| {
             Error::new(
                 Kind::MustStop,
                 format!("whether a higher timeline is in doubt cannot be read: {error}"),
             )
         })?;
-        for note in above {
-            let doubted = note.segment;
+        let mut doubted: Vec<(WalSegmentName, bool)> =
+            above.into_iter().map(|note| (note.segment, note.same_run)).collect();
+        if self.options.standby && !self.options.through.iter().any(|last| last.timeline > segment.timeline) {
+            doubted.extend(asked_before(self.path, segment).into_iter().map(|segment| (segment, true)));
+        }
+        for (doubted, same_run) in doubted {
             let refused = |why: String| {
                 Error::new(
                     Kind::Doubt,
@@ -191,10 +153,14 @@ impl<'a> Request<'a> {
             let request = Self { name: ArchiveFileName::Segment(doubted), ..self.clone() };
             match request.find(&request.ask()) {
                 // The server was told otherwise a moment ago, and would go on along the older timeline.
-                Ok(Finding::Held(_)) if note.same_run => {
+                Ok(Finding::Held(_)) if same_run => {
                     return Err(refused("it is there now and must be asked for first".to_owned()));
                 }
-                Ok(Finding::Absent | Finding::Held(_)) => notes.settle(doubted),
+                Ok(Finding::Absent | Finding::Held(_)) => {
+                    if let Some(notes) = notes {
+                        notes.settle(doubted);
+                    }
+                }
                 Ok(Finding::InFlight(later)) => {
                     return Err(refused(format!("it may be on its way, since \"{later}\" is archived")));
                 }
@@ -236,10 +202,13 @@ impl<'a> Request<'a> {
                 }
                 Finding::Absent => return Err(absent(self.name)),
                 Finding::InFlight(later) => {
-                    if let ArchiveFileName::Segment(segment) = self.name
-                        && began.elapsed() > self.options.deadline * 2
-                    {
-                        return Err(absence::gap(segment, later));
+                    if let ArchiveFileName::Segment(segment) = self.name {
+                        if self.options.standby {
+                            return Err(absence::in_flight(segment, later));
+                        }
+                        if began.elapsed() > self.options.deadline * 2 {
+                            return Err(absence::gap(segment, later));
+                        }
                     }
                 }
             }
@@ -248,7 +217,7 @@ impl<'a> Request<'a> {
     }
 
     /// Notes what the repositories said of themselves, by which entries of the spool are known later.
-    fn note_known(&self, views: &[View<'_>]) {
+    fn note_known(&self, views: &[absence::View<'_>]) {
         let Some(spool) = self.spool.filter(|_| self.options.prefetch > 0) else { return };
         let known = views.iter().filter_map(|view| {
             let cluster = &view.answer.as_ref().ok()?.cluster;
@@ -262,220 +231,4 @@ impl<'a> Request<'a> {
             tracing::debug!("note the repositories: {error}");
         }
     }
-
-    fn ask(&self) -> Vec<View<'a>> {
-        let ask = |repository: &'a Repository, deadline: &Deadline| View {
-            repository,
-            answer: self.ask_one(repository, deadline),
-        };
-        // With the content at hand there is no need to wait long for a repository that is down.
-        ask_all(self.asked, 1, ask, |view| {
-            view.answer.as_ref().is_ok_and(|answer| !answer.contents.is_empty())
-        })
-    }
-
-    fn ask_one(&self, repository: &Repository, deadline: &Deadline) -> Result<Answer> {
-        let failed = |error| absence::failed(repository, &error);
-        let cluster = match ClusterState::ask(repository, &self.options.cluster, self.sysid, deadline)
-            .map_err(failed)?
-        {
-            ClusterState::Known(file) => file,
-            ClusterState::OtherOnly(_) => {
-                return Err(Error::corrupt(format!(
-                    "repository \"{}\" does not know system identifier {}",
-                    repository.name(),
-                    self.sysid
-                ))
-                .with_hint("this data directory belongs to another cluster than the configuration"));
-            }
-            ClusterState::Nothing => {
-                return Err(Error::new(
-                    Kind::Repository,
-                    format!(
-                        "repository \"{}\" holds no cluster \"{}\"",
-                        repository.name(),
-                        self.options.cluster
-                    ),
-                )
-                .with_hint("not mounted, or a wrong prefix"));
-            }
-        };
-        let mut answer = Answer {
-            cluster,
-            contents: Vec::new(),
-            later: WalListing::default(),
-            later_histories: Vec::new(),
-        };
-        match self.name {
-            ArchiveFileName::Segment(segment) => {
-                answer.later =
-                    list_wal_from(repository, &self.keys, segment, LISTING, deadline).map_err(failed)?;
-                answer.contents = answer.later.contents(segment).into_iter().cloned().collect();
-            }
-            ArchiveFileName::History(_) => {
-                let all = list_histories(repository, &self.keys, deadline).map_err(failed)?;
-                answer.contents = all.iter().filter(|object| object.name == self.name).cloned().collect();
-                answer.later_histories = all
-                    .iter()
-                    .filter_map(|object| match object.name {
-                        ArchiveFileName::History(timeline) => Some(timeline),
-                        _ => None,
-                    })
-                    .collect();
-            }
-            _ => {
-                answer.contents =
-                    find_contents(repository, &self.keys, self.name, deadline).map_err(failed)?;
-            }
-        }
-        Ok(answer)
-    }
-
-    /// Judges what the repositories say.
-    fn find<'v>(&self, views: &'v [View<'_>]) -> Result<Finding<'v>> {
-        let held = held(views);
-        self.refuse_two_contents(&held)?;
-        if !held.is_empty() {
-            return Ok(Finding::Held(held));
-        }
-        if let Some(error) = absence::unproven(views, self.options.acknowledged_by_all) {
-            return Err(error);
-        }
-        match self.name {
-            ArchiveFileName::Segment(segment) => {
-                match absence::judge(views, segment, jiff::Timestamp::now(), self.options.deadline) {
-                    Verdict::End => {
-                        self.refuse_abandoned_branch(segment, views)?;
-                        Ok(Finding::Absent)
-                    }
-                    Verdict::Gap(later) => Err(absence::gap(segment, later)),
-                    Verdict::InFlight(later) => Ok(Finding::InFlight(later)),
-                }
-            }
-            ArchiveFileName::History(timeline) => {
-                let allowed = self.options.missing_histories.contains(&timeline);
-                match absence::history_gap(views, timeline, self.restored_timeline()) {
-                    Some(gap) if !allowed => Err(gap),
-                    _ => Ok(Finding::Absent),
-                }
-            }
-            _ => Ok(Finding::Absent),
-        }
-    }
-
-    fn refuse_two_contents(&self, held: &[Held<'_>]) -> Result<()> {
-        let Some(first) = held.first() else { return Ok(()) };
-        let Some(other) = held.iter().find(|other| other.object.crc != first.object.crc) else {
-            return Ok(());
-        };
-        if matches!(self.name, ArchiveFileName::Partial(_)) {
-            return Ok(());
-        }
-        Err(Error::corrupt(format!(
-            "\"{}\" is archived with two contents: CRC-32 {:08x} in repository \"{}\", {:08x} in \"{}\"",
-            self.name,
-            first.object.crc,
-            first.repository.name(),
-            other.object.crc,
-            other.repository.name()
-        ))
-        .with_hint(format!("walden resolve {} --keep CRC settles which one is right", self.name)))
-    }
-
-    /// Fails where the server, told that `segment` is absent, would replay a branch that its timeline had left.
-    fn refuse_abandoned_branch(&self, segment: WalSegmentName, views: &[View<'_>]) -> Result<()> {
-        let Some(size) =
-            views.iter().find_map(|view| view.answer.as_ref().ok()).map(|a| a.cluster.wal_segment_size)
-        else {
-            return Ok(());
-        };
-        if segment.timeline == TimelineId(1) {
-            return Ok(());
-        }
-        let why =
-            |error: Error| error.context(format!("whether \"{segment}\" is rightly absent cannot be told"));
-        let timeline = segment.timeline;
-        let Some(text) = self.read_other::<Vec<u8>>(ArchiveFileName::History(timeline)).map_err(why)? else {
-            return Ok(());
-        };
-        let history = TimelineHistory::parse(timeline, &text)
-            .map_err(|error| why(Error::corrupt(format!("history of timeline {}: {error}", timeline.0))))?;
-        let Some(fork) = Fork::inside(&history, segment, size) else { return Ok(()) };
-        let parents = ArchiveFileName::Segment(fork.parents(segment));
-        match self.read_other::<ParentsWal>(parents).map_err(why)? {
-            None => Ok(()),
-            Some(wal) => fork.judge(segment, wal).map_or(Ok(()), Err),
-        }
-    }
-
-    /// Reads another file into a fresh `W`; returns none if no repository has it.
-    fn read_other<W: Write + Default>(&self, name: ArchiveFileName) -> Result<Option<W>> {
-        let request = Self { name, ..self.clone() };
-        let views = request.ask();
-        let held = held(&views);
-        request.refuse_two_contents(&held)?;
-        if held.is_empty() {
-            return absence::unproven(&views, self.options.acknowledged_by_all).map_or(Ok(None), Err);
-        }
-        let read = |held: &Held<'_>, expected| {
-            let mut content = W::default();
-            copy_checked(held.repository, held.object, expected, self.opener, &mut content)?;
-            Ok(content)
-        };
-        request.first_good(&held, read).map(Some)
-    }
-
-    /// Tries one copy after the other. Damage is noted in the index.
-    fn first_good<T>(
-        &self,
-        held: &[Held<'_>],
-        attempt: impl Fn(&Held<'_>, Option<Expected>) -> Result<T>,
-    ) -> Result<T> {
-        let mut first_error = None;
-        for copy in held {
-            let expected = match self.name {
-                ArchiveFileName::Segment(segment) | ArchiveFileName::Partial(segment) => {
-                    Some(Expected { segment, size: copy.size, sysid: self.sysid })
-                }
-                _ => None,
-            };
-            match attempt(copy, expected) {
-                Ok(done) => return Ok(done),
-                Err(error) => {
-                    if held.len() > 1 {
-                        tracing::warn!("{error}; the next repository is tried");
-                    }
-                    if error.kind() == Kind::Corrupt {
-                        self.note_damage(copy, &error);
-                    }
-                    first_error.get_or_insert(error);
-                }
-            }
-        }
-        Err(first_error.unwrap_or_else(|| absent(self.name)))
-    }
-
-    fn note_damage(&self, copy: &Held<'_>, error: &Error) {
-        let Some(path) = &self.options.index else { return };
-        let (url, key) = (copy.repository.url(), &copy.object.object.key);
-        IndexHandle::open(path).run(|index| index.note_damage(url, key, error.message()));
-    }
-
-    /// Returns the timeline of the cluster that is being recovered.
-    fn restored_timeline(&self) -> Option<TimelineId> {
-        let data_dir = self.path.parent()?.parent().unwrap_or(Path::new(""));
-        let control = std::fs::read(data_dir.join("global/pg_control")).ok()?;
-        ControlFile::parse(&control).ok().map(|control| control.timeline)
-    }
-}
-
-/// Returns every copy that the repositories showed.
-fn held<'v>(views: &'v [View<'_>]) -> Vec<Held<'v>> {
-    let answered = views.iter().filter_map(|view| Some((view.repository, view.answer.as_ref().ok()?)));
-    answered
-        .flat_map(|(repository, answer)| {
-            let size = answer.cluster.wal_segment_size;
-            answer.contents.iter().map(move |object| Held { repository, object, size })
-        })
-        .collect()
 }

@@ -71,8 +71,16 @@ pub fn push(
     let keys = ClusterKeys::new(&options.cluster, sysid);
     let targets = open_targets(repositories, options, sysid, &names, index)?;
     let memory = Memory::new(MEMORY);
-    let batch =
-        Batch { keys, pg_wal, options, sealer, targets: &targets, memory, histories: Mutex::default() };
+    let batch = Batch {
+        keys,
+        pg_wal,
+        options,
+        sealer,
+        targets: &targets,
+        index,
+        memory,
+        histories: Mutex::default(),
+    };
     let outcomes = batch.archive_all(&mut files);
     batch.warn_of_failed_repositories(&files, &outcomes);
     for (url, error) in outcomes.iter().flatten().flatten().flat_map(|done| &done.failed) {

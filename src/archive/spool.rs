@@ -290,6 +290,7 @@ pub fn hand_over(taken: TempFile, path: &Path) -> Result<()> {
 pub fn place(path: &Path, fetch: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let failed = |error: io::Error| Error::other(format!("write \"{}\": {error}", path.display()));
     let (mut file, temp) = durable::temp_beside(path, 0o600).map_err(failed)?;
+    durable::remove_stale(&temp, |of| path.file_name().is_some_and(|name| name == of));
     fetch(&mut file)?;
     file.flush().and_then(|()| file.sync_data()).map_err(failed)?;
     drop(file);

@@ -83,6 +83,45 @@ impl Sealer {
     }
 }
 
+/// Returns the length in bytes of the LZ4 stream that an object holds, whose plaintext `fill` writes.
+pub fn stream_length(encrypted: bool, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<u64> {
+    let mut frames = FrameWriter::new(Length(0), !encrypted);
+    fill(&mut frames)?;
+    Ok(frames.finish().context("compress")?.0)
+}
+
+/// Counts what is written to it.
+struct Length(u64);
+
+impl Write for Length {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0 += buf.len() as u64;
+        Ok(buf.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Returns the length in bytes of what follows age's header where the payload has `length` bytes: a nonce, and a tag for
+/// each chunk, of which there is at least one (age-encryption.org/v1, "Payload").
+pub fn sealed_length(length: u64) -> u64 {
+    const NONCE: u64 = 16;
+    const CHUNK: u64 = 64 << 10;
+    const TAG: u64 = 16;
+    NONCE + length + length.div_ceil(CHUNK).max(1) * TAG
+}
+
+/// Returns the length in bytes of the age header at the beginning of an object; none if there is no whole one.
+pub fn header_length(start: &[u8]) -> Option<u64> {
+    if !start.starts_with(b"age-encryption.org/v1\n") {
+        return None;
+    }
+    let mac = start.windows(5).position(|five| five == b"\n--- ")? + 1;
+    let end = start[mac..].iter().position(|byte| *byte == b'\n')?;
+    Some((mac + end + 1) as u64)
+}
+
 fn parse_recipient(text: &str) -> Result<Box<dyn Recipient + Send + Sync>> {
     let text = text.trim();
     if text.starts_with("AGE-SECRET-KEY-") {
@@ -348,6 +387,31 @@ mod tests {
                     Err(error) => assert_ne!(error.kind(), Kind::Other, "{error}"),
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_length_of_an_object_follows_from_its_content_and_its_header() {
+        let (sealer, _) = keys();
+        for len in [0, 1, 65_536, 200_000, 3_000_000] {
+            let mut plaintext = sample(len);
+            let mut random = fastrand::Rng::with_seed(len as u64);
+            random.fill(&mut plaintext[len / 2..]);
+            let stream = |encrypted| {
+                stream_length(encrypted, |out| out.write_all(&plaintext).context("write")).unwrap()
+            };
+            // The header has a part of random length.
+            for _ in 0..3 {
+                let object = sealer.seal(&plaintext).unwrap();
+                let header = header_length(&object).unwrap();
+                assert_eq!(object.len() as u64, header + sealed_length(stream(true)), "{len}");
+            }
+            assert_eq!(Sealer::unencrypted().seal(&plaintext).unwrap().len() as u64, stream(false));
+        }
+        let object = sealer.seal(b"abc").unwrap();
+        let header = header_length(&object).unwrap() as usize;
+        for cut in [0, 10, 30, header - 1] {
+            assert_eq!(header_length(&object[..cut]), None, "{cut}");
         }
     }
 

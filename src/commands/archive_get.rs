@@ -8,6 +8,9 @@ use crate::kind::{Error, Kind, Result};
 use crate::postgres::{SystemIdentifier, TimelineId, WalSegmentName};
 use std::path::{Path, PathBuf};
 
+/// What makes a server a standby, in its data directory.
+const STANDBY_SIGNAL: &str = "standby.signal";
+
 /// Fetch a file from the archive (PostgreSQL's restore_command)
 ///
 /// Exits with 1 only when the file is proven absent. Every doubt is 200, which stops recovery instead of ending it
@@ -41,7 +44,7 @@ pub fn retries(on_error: Option<&str>) -> bool {
     match on_error {
         Some(policy) => policy == "retry",
         // The server runs the command in the data directory (facts: visible in the cwd).
-        None => Path::new("standby.signal").exists(),
+        None => Path::new(STANDBY_SIGNAL).exists(),
     }
 }
 
@@ -67,6 +70,7 @@ fn fetch(global: &Global, args: &Args) -> Result<()> {
         origin: setup::origin(&config, args.system_identifier),
         deadline: config.archive.deadline,
         acknowledged_by_all: config.archive.acknowledge == Acknowledge::All,
+        standby: Path::new(STANDBY_SIGNAL).exists() && retries(args.on_error.as_deref()),
         without: args.without.clone(),
         through: args.through.clone(),
         missing_histories: args.missing_history.clone(),

@@ -5,7 +5,7 @@ use super::{Global, setup};
 use crate::config::Config;
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::SystemIdentifier;
-use crate::upkeep::status::{Status, status};
+use crate::upkeep::status::{RepositoryStatus, Status, status};
 
 /// How many backups the screen shows.
 const SHOWN: usize = 10;
@@ -33,7 +33,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         crate::codec::Opener::without_identity()
     });
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
-    let found = status(&config.cluster, sysid, &repositories, &opener, &index)?;
+    let found = status(&config.cluster, sysid, &config.data_dir, &repositories, &opener, &index)?;
     match args.output {
         Format::Json => json(&found)?,
         Format::Text => print!("{}", text(&found)),
@@ -44,6 +44,31 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Returns what there is to say of a repository beside its row: why it cannot be used, and what it lacks.
+fn more_of(repository: &RepositoryStatus) -> String {
+    let mut out = String::new();
+    let name = &repository.name;
+    if let Some(problem) = &repository.problem {
+        out += &format!("  {name} is UNUSABLE: {problem}\n");
+        if repository.behind > 0 {
+            out += &format!("  {name} lacks {} that others hold\n", count(repository.behind, "segment"));
+        }
+    }
+    if let Some(oldest) = repository.oldest_unarchived_commit {
+        out += &format!("  {name}: the oldest commit that is not archived there is of {}\n", time(oldest));
+    }
+    if let Some(breaker) = &repository.breaker {
+        let failed = count(breaker.failures as usize, "call");
+        let since = breaker.since.map_or(String::new(), |since| format!(" since {}", time(since)));
+        let until = match breaker.until {
+            Some(until) if breaker.open => format!("archive-push leaves it alone until {}", time(until)),
+            _ => "the next archive-push tries it again".to_owned(),
+        };
+        out += &format!("  {name}: {failed} failed{since}; {until}; {}\n", breaker.last_error);
+    }
+    out
 }
 
 fn text(status: &Status) -> String {
@@ -71,9 +96,10 @@ fn text(status: &Status) -> String {
     }
     out += &table(&rows);
     for repository in &status.repositories {
-        if let Some(problem) = &repository.problem {
-            out += &format!("  {} is UNUSABLE: {problem}\n", repository.name);
-        }
+        out += &more_of(repository);
+    }
+    if !status.pg_wal_read {
+        out += "  what is not archived yet is not known: the server's pg_wal is not on this machine\n";
     }
     for damage in &status.damage {
         out +=

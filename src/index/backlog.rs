@@ -15,11 +15,12 @@ pub struct Missing {
 }
 
 impl Index {
-    /// Returns what the repository at `url` lacks, oldest names first, at most `limit`.
+    /// Returns what the repository at `url` lacks, newest names first, at most `limit`. A repository that has the newest
+    /// segment of a timeline shows by it that the ones before are missing.
     pub fn backlog(&self, sysid: SystemIdentifier, url: &str, limit: usize) -> Result<Vec<Missing>> {
         let read = || -> rusqlite::Result<Vec<Missing>> {
             let mut statement = self.connection.prepare_cached(
-                "SELECT name, crc FROM backlog WHERE url = ? AND sysid = ? ORDER BY name LIMIT ?",
+                "SELECT name, crc FROM backlog WHERE url = ? AND sysid = ? ORDER BY name DESC LIMIT ?",
             )?;
             let rows = statement.query_map(
                 params![url, sysid.to_string(), i64::try_from(limit).unwrap_or(i64::MAX)],
@@ -36,5 +37,16 @@ impl Index {
             .connection
             .query_row("SELECT count(*) FROM backlog WHERE url = ?", [url], |row| row.get::<_, i64>(0));
         Ok(sql(read, "count a backlog")?.cast_unsigned())
+    }
+
+    /// Notes that the repository at `url` lacks a file.
+    pub fn note_missing(&self, url: &str, sysid: SystemIdentifier, name: &str, crc: u32) -> Result<()> {
+        let statement = "INSERT OR IGNORE INTO backlog (url, sysid, name, crc) VALUES (?, ?, ?, ?)";
+        let written = self
+            .connection
+            .prepare_cached(statement)
+            .and_then(|mut statement| statement.execute(params![url, sysid.to_string(), name, crc]));
+        sql(written, "note what a repository lacks")?;
+        Ok(())
     }
 }

@@ -10,11 +10,16 @@ const FIRST_REST: Duration = Duration::from_secs(5);
 /// The longest that it is left alone.
 const LONGEST_REST: Duration = Duration::from_mins(5);
 
+/// Since when a repository fails, a version of the schema by itself; none for one that failed before there was this.
+pub(super) const SINCE: &str = "ALTER TABLE breaker ADD COLUMN since INTEGER;\n";
+
 /// The state of one repository's breaker.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Breaker {
     /// How many calls failed in a row.
     pub failures: u32,
+    /// When the first of them failed, in µs since 1970.
+    pub since: Option<i64>,
     /// Until when it is left alone, in µs since 1970.
     pub open_until: i64,
     /// What the last failure was.
@@ -35,7 +40,7 @@ impl Index {
     pub fn breaker(&self, url: &str) -> Result<Option<Breaker>> {
         let read = self
             .connection
-            .prepare_cached("SELECT failures, open_until, last_error FROM breaker WHERE url = ?")
+            .prepare_cached("SELECT failures, open_until, last_error, since FROM breaker WHERE url = ?")
             .and_then(|mut statement| {
                 statement
                     .query_row([url], |row| {
@@ -43,6 +48,7 @@ impl Index {
                             failures: row.get(0)?,
                             open_until: row.get(1)?,
                             last_error: row.get(2)?,
+                            since: row.get(3)?,
                         })
                     })
                     .optional()
@@ -58,12 +64,14 @@ impl Index {
 
     /// Notes that a call to the repository failed.
     pub fn breaker_failed(&self, url: &str, error: &str) -> Result<()> {
-        let failures = self.breaker(url)?.map_or(0, |breaker| breaker.failures).saturating_add(1);
+        let before = self.breaker(url)?;
+        let failures = before.as_ref().map_or(0, |breaker| breaker.failures).saturating_add(1);
+        let since = before.map_or(Some(now_us()), |breaker| breaker.since);
         let rest = FIRST_REST.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST_REST);
         let open_until = now_us().saturating_add(i64::try_from(rest.as_micros()).unwrap_or(i64::MAX));
         let written = self.connection.execute(
-            "INSERT OR REPLACE INTO breaker (url, failures, open_until, last_error) VALUES (?, ?, ?, ?)",
-            params![url, failures, open_until, error],
+            "INSERT OR REPLACE INTO breaker (url, failures, open_until, last_error, since) VALUES (?, ?, ?, ?, ?)",
+            params![url, failures, open_until, error, since],
         );
         sql(written, "open a breaker")?;
         Ok(())
@@ -87,6 +95,7 @@ mod tests {
         }
         let late = index.breaker("a").unwrap().unwrap();
         assert!(late.is_open() && late.open_until - now_us() <= 300_000_000);
+        assert!(first.since.is_some() && late.since == first.since, "since the first failure");
         assert!(
             !Breaker { open_until: now_us() + 10_000_000_000, ..late }.is_open(),
             "the clock was set back"

@@ -6,6 +6,7 @@
 mod backlog;
 mod breaker;
 mod damage;
+mod lookup;
 mod operations;
 mod schema;
 mod wal;

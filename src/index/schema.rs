@@ -8,7 +8,7 @@ use crate::kind::{Error, Result};
 ///
 /// Times are µs since 1970; CRCs and sizes are integers; a repository is known by its URL together with the id in
 /// its `cluster.json`, so that a store that was emptied and made anew is another one.
-const VERSIONS: &[&str] = &[ARCHIVED, FAILURES, super::damage::SCHEMA];
+const VERSIONS: &[&str] = &[ARCHIVED, FAILURES, super::damage::SCHEMA, super::breaker::SINCE];
 
 const ARCHIVED: &str = "
 CREATE TABLE repository (

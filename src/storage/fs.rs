@@ -4,11 +4,13 @@ use super::{Deadline, Error, Object, PART_SIZE, Put, Result, Storage, Upload};
 use crate::durable;
 use crate::shutdown::TempFile;
 use bytes::Bytes;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// How much is written between two looks at the deadline.
 const CHUNK: usize = 1 << 20;
@@ -19,12 +21,14 @@ pub struct FsStorage {
     url: String,
     root: PathBuf,
     file_mode: u32,
+    /// The folders in which this value has looked for what killed processes left.
+    swept: Mutex<HashSet<PathBuf>>,
 }
 
 impl FsStorage {
     /// Returns the store at `root`, an absolute path. Does no I/O.
     pub fn new(root: PathBuf) -> Self {
-        Self { url: format!("file://{}", root.display()), root, file_mode: 0o640 }
+        Self { url: format!("file://{}", root.display()), root, file_mode: 0o640, swept: Mutex::default() }
     }
 
     /// Creates the directory (for `init` only); its parent must exist.
@@ -55,6 +59,10 @@ impl FsStorage {
 
     fn temp_beside(&self, path: &Path) -> Result<(File, TempFile)> {
         let (file, temp) = durable::temp_beside(path, self.file_mode).map_err(|e| classify(&e))?;
+        let dir = path.parent().unwrap_or(&self.root).to_path_buf();
+        if self.swept.lock().is_ok_and(|mut swept| swept.insert(dir)) {
+            durable::remove_stale(&temp, |_| true);
+        }
         if let Some((uid, gid)) = self.owner() {
             std::os::unix::fs::fchown(&file, Some(uid), Some(gid))
                 .map_err(|e| classify(&durable::at(temp.path())(e)))?;

@@ -4,3 +4,4 @@
 pub mod resolve;
 pub mod status;
 pub mod sync;
+mod unarchived;

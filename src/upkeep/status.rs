@@ -1,7 +1,8 @@
 //! What the repositories hold and what can be recovered from it, in a screenful.
 
+use super::unarchived::{Unarchived, backlog, oldest_commit};
 use crate::codec::Opener;
-use crate::index::{Damage, IndexHandle};
+use crate::index::{Breaker, Damage, IndexHandle};
 use crate::kind::Result;
 use crate::postgres::{Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
 use crate::recovery::catalog::Catalog;
@@ -12,6 +13,7 @@ use crate::repository::{
 use crate::storage::{self, Deadline};
 use jiff::Timestamp;
 use serde::Serialize;
+use std::path::Path;
 
 /// Everything that `status` shows.
 #[derive(Debug, Serialize)]
@@ -28,6 +30,8 @@ pub struct Status {
     pub windows: Vec<Window>,
     /// When the newest segment was archived, as the index knows it.
     pub newest_archived: Option<Timestamp>,
+    /// Whether what is not archived yet could be looked at: `pg_wal` of the data directory is on this machine.
+    pub pg_wal_read: bool,
     /// Objects that were found damaged and are not mended yet.
     pub damage: Vec<Damage>,
 }
@@ -39,6 +43,8 @@ pub struct RepositoryStatus {
     pub name: String,
     /// Its URL.
     pub url: String,
+    /// Whether it answers and knows the cluster.
+    pub reachable: bool,
     /// Why it cannot be used; none if it can.
     pub problem: Option<String>,
     /// The number of WAL segments in it.
@@ -49,10 +55,43 @@ pub struct RepositoryStatus {
     pub newest_segment: Option<WalSegmentName>,
     /// When that one was stored.
     pub newest_stored: Option<Timestamp>,
-    /// How many segments it lacks that another repository holds.
+    /// How many segments it lacks that another repository holds; of one that cannot be asked, how many the index knows of.
     pub behind: usize,
+    /// The time of the oldest commit that it does not hold, because it lacks the segment or because it is not archived
+    /// yet. None: there is no such commit, or it is not known here.
+    pub oldest_unarchived_commit: Option<Timestamp>,
+    /// Its circuit breaker; none while calls to it go well.
+    pub breaker: Option<BreakerStatus>,
     /// The number of complete backups in it.
     pub backups: usize,
+}
+
+/// The circuit breaker of a repository whose last call failed.
+#[derive(Debug, Serialize)]
+pub struct BreakerStatus {
+    /// Whether `archive-push` leaves the repository alone now.
+    pub open: bool,
+    /// When the first of the failures was.
+    pub since: Option<Timestamp>,
+    /// Until when it is left alone; in the past it is tried again at the next call.
+    pub until: Option<Timestamp>,
+    /// How many calls failed in a row.
+    pub failures: u32,
+    /// What the last failure was.
+    pub last_error: String,
+}
+
+impl From<Breaker> for BreakerStatus {
+    fn from(breaker: Breaker) -> Self {
+        let time = |us| Timestamp::from_microsecond(us).ok();
+        Self {
+            open: breaker.is_open(),
+            since: breaker.since.and_then(time),
+            until: time(breaker.open_until),
+            failures: breaker.failures,
+            last_error: breaker.last_error,
+        }
+    }
 }
 
 /// One backup.
@@ -95,11 +134,12 @@ pub struct Window {
     pub backups: usize,
 }
 
-/// Finds out the status of `sysid`. Repositories that cannot be asked are said to be so; the rest is told from the
+/// Finds out the status of `sysid`, whose server's data directory may be at `data_dir`. Repositories that cannot be asked are said to be so; the rest is told from the
 /// others.
 pub fn status(
     cluster: &str,
     sysid: SystemIdentifier,
+    data_dir: &Path,
     repositories: &[Repository],
     opener: &Opener,
     index: &IndexHandle,
@@ -117,6 +157,7 @@ pub fn status(
         .filter_map(|(_, look)| look.as_ref().ok())
         .flat_map(|look| look.segments.iter().copied())
         .collect();
+    let here = Unarchived::look(data_dir, sysid);
     let mut list = Vec::new();
     let mut usable = Vec::new();
     for (repository, look) in looks {
@@ -127,10 +168,17 @@ pub fn status(
         if problem.is_none() {
             usable.push(repository);
         }
+        let lacking = match problem {
+            None => everywhere.difference(&look.segments).copied().collect(),
+            Some(_) => backlog(repository.url(), sysid, index),
+        };
         list.push(RepositoryStatus {
             name: repository.name().to_owned(),
             url: repository.url().to_owned(),
-            behind: if problem.is_some() { 0 } else { everywhere.len() - look.segments.len() },
+            behind: lacking.len(),
+            oldest_unarchived_commit: oldest_commit(here.as_ref(), &lacking, &look.segments, sysid, index),
+            breaker: index.run(|index| index.breaker(repository.url())).flatten().map(BreakerStatus::from),
+            reachable: problem.is_none(),
             problem,
             segments: look.segments.len(),
             stored_bytes: look.stored_bytes,
@@ -149,6 +197,7 @@ pub fn status(
             .run(|index| index.wal_totals(sysid))
             .and_then(|totals| totals.newest_archived)
             .and_then(|us| Timestamp::from_microsecond(us).ok()),
+        pg_wal_read: here.is_some(),
         damage: index.run(crate::index::Index::damages).unwrap_or_default(),
     };
     if usable.is_empty() {

@@ -1,12 +1,13 @@
 //! `sync`: copies what a repository lacks from one that has it, as it is stored; no key is needed.
 //!
-//! What is to be copied follows from listings alone: the difference of keys. A backup's `backup.json` goes last, after
-//! all its objects and the WAL that it needs, since it is what makes the objects a backup. Broken off at any point, the
-//! next run goes on where this one stopped. Objects that were found damaged are replaced by a good copy first.
+//! What is to be copied follows from listings alone: the difference of keys. Histories go first, then the newest segment of
+//! each timeline, so that at any point the repository shows what it still lacks as a gap, and never as the end of the
+//! archive (`archive-get` relies on it). A backup's `backup.json` goes last, after all its objects and the WAL that it
+//! needs, since it is what makes the objects a backup. Broken off at any point, the next run goes on where this one stopped. Objects that were found damaged are replaced by a good copy first.
 
 use crate::index::{IndexHandle, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
-use crate::postgres::SystemIdentifier;
+use crate::postgres::{SystemIdentifier, TimelineId};
 use crate::progress::Progress;
 use crate::repository::backup::SUMMARY_NAME;
 use crate::repository::{ClusterFile, ClusterKeys, Repository, WalObject, copy_object};
@@ -77,17 +78,49 @@ pub fn plan<'r>(
             }
         }
     }
-    tasks.sort_by(|a, b| (rank(&a.object.key), &a.object.key).cmp(&(rank(&b.object.key), &b.object.key)));
+    let newest = newest_lacking(&tasks);
+    let order = |task: &Task<'_>| (rank(&newest, task), task.object.key.clone());
+    tasks.sort_by_cached_key(order);
     let stamps = sides.into_iter().map(|side| (side.repository.name().to_owned(), side.stamp)).collect();
     Ok((tasks, stamps))
 }
 
-/// WAL first, then the objects of backups, and what makes them backups last.
-fn rank(key: &str) -> u8 {
-    match key {
-        key if key.ends_with(SUMMARY_NAME) => 2,
-        key if key.contains("/backup/") => 1,
-        _ => 0,
+/// Returns the key of the newest segment of each timeline that each repository lacks.
+fn newest_lacking(tasks: &[Task<'_>]) -> BTreeSet<(String, String)> {
+    let mut newest: BTreeMap<(&str, TimelineId), &str> = BTreeMap::new();
+    for task in tasks {
+        if let Some(segment) = WalObject::parse(task.object.clone()).and_then(|object| object.segment()) {
+            let best = newest.entry((task.to.name(), segment.timeline)).or_default();
+            *best = (*best).max(task.object.key.as_str());
+        }
+    }
+    newest.into_iter().map(|((to, _), key)| (to.to_owned(), key.to_owned())).collect()
+}
+
+/// In which part of a run a task's turn is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    History,
+    NewestSegment,
+    Segment,
+    Backup,
+    Summary,
+}
+
+const RANKS: [Rank; 5] = [Rank::History, Rank::NewestSegment, Rank::Segment, Rank::Backup, Rank::Summary];
+
+fn rank(newest: &BTreeSet<(String, String)>, task: &Task<'_>) -> Rank {
+    let key = &task.object.key;
+    if key.ends_with(SUMMARY_NAME) {
+        Rank::Summary
+    } else if key.contains("/backup/") {
+        Rank::Backup
+    } else if newest.contains(&(task.to.name().to_owned(), key.clone())) {
+        Rank::NewestSegment
+    } else if WalObject::parse(task.object.clone()).is_some_and(|object| object.segment().is_some()) {
+        Rank::Segment
+    } else {
+        Rank::History
     }
 }
 
@@ -120,7 +153,7 @@ fn side<'r>(repository: &'r Repository, keys: &ClusterKeys, sysid: SystemIdentif
     Ok(Side { repository, stamp, objects })
 }
 
-/// Carries out the tasks, several at once, the summaries of backups after everything else.
+/// Carries out the tasks, several at once, one part of the run after the other.
 pub fn run(
     tasks: &[Task<'_>],
     stamps: &BTreeMap<String, RepositoryStamp>,
@@ -132,12 +165,16 @@ pub fn run(
     progress.set_total(tasks.iter().map(|task| task.object.size).sum());
     progress.set_phase("copy objects");
     let outcome = Mutex::new(Outcome::default());
-    let split = tasks.partition_point(|task| rank(&task.object.key) < 2);
-    for part in [&tasks[..split], &tasks[split..]] {
-        let lost = outcome.lock().is_ok_and(|outcome| !outcome.failed.is_empty());
-        if lost {
-            break; // a summary must not stand before all that it promises
+    let newest = newest_lacking(tasks);
+    let failures = || outcome.lock().map_or(0, |outcome| outcome.failed.len());
+    let mut newest_failed = false;
+    for rank_now in RANKS {
+        // What would promise what is not there: older segments the end of a timeline, a summary its backup.
+        if (rank_now == Rank::Segment && newest_failed) || (rank_now == Rank::Summary && failures() > 0) {
+            continue;
         }
+        let before = failures();
+        let part: Vec<&Task<'_>> = tasks.iter().filter(|task| rank(&newest, task) == rank_now).collect();
         let next = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..parallel.min(part.len()) {
@@ -160,6 +197,7 @@ pub fn run(
                 });
             }
         });
+        newest_failed |= rank_now == Rank::NewestSegment && failures() > before;
     }
     outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -226,4 +264,65 @@ fn note(
         return;
     };
     index.run(|index| index.record_copied(sysid, &wal.name.to_string(), wal.crc, stamp));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::WalSegmentSize;
+    use crate::storage::FsStorage;
+    use bytes::Bytes;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn what_would_look_like_an_end_is_never_copied_before_what_comes_after_it() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let repositories: Vec<Repository> = dirs
+            .iter()
+            .zip(["full", "new"])
+            .map(|(dir, name)| {
+                let storage = Arc::new(FsStorage::new(dir.path().to_owned()));
+                Repository::new(name, storage, Duration::from_secs(5))
+            })
+            .collect();
+        let sysid = SystemIdentifier(7);
+        let keys = ClusterKeys::new("main", sysid);
+        for repository in &repositories {
+            ClusterFile::new("main", sysid, WalSegmentSize::DEFAULT, 17).write(repository, &keys).unwrap();
+        }
+        let full = &repositories[0];
+        let put = |key: &str| {
+            full.storage().put_new(key, &Bytes::from_static(b"x"), &full.deadline()).unwrap();
+        };
+        let names = [
+            "000000010000000000000001",
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000020000000000000003",
+            "000000020000000000000004",
+            "00000002.history",
+        ];
+        for name in names {
+            put(&keys.wal_object(name.parse().unwrap(), 1, ".lz4"));
+        }
+        put(&format!("{}data/0000001.lz4", keys.backup("b")));
+        put(&format!("{}{SUMMARY_NAME}", keys.backup("b")));
+        let (tasks, _) = plan("main", sysid, &repositories).unwrap();
+        let files = tasks.iter().map(|task| task.object.key.rsplit('/').next().unwrap_or_default());
+        let files: Vec<&str> = files.map(|file| file.split('-').next().unwrap_or_default()).collect();
+        assert_eq!(
+            files,
+            [
+                "00000002.history",
+                "000000010000000000000003",
+                "000000020000000000000004",
+                "000000010000000000000001",
+                "000000010000000000000002",
+                "000000020000000000000003",
+                "0000001.lz4",
+                SUMMARY_NAME,
+            ]
+        );
+    }
 }

@@ -166,6 +166,49 @@ fn a_full_or_read_only_state_dir_costs_a_warning_only() {
     silent(push_next("writable again"));
 }
 
+/// Without a note a doubt on a child timeline would be forgotten by the next call: then not even a standby may go on.
+#[test]
+fn with_a_state_dir_that_cannot_be_written_a_doubt_on_a_child_timeline_stops_a_standby_too() {
+    let site = Site::new(2, 1);
+    let Some(disk) = Disk::mount(&site.path("host-state"), 1 << 10) else { return };
+    let data = site.path("data");
+    fs::create_dir_all(data.join("pg_wal")).unwrap();
+    fs::write(data.join("standby.signal"), "").unwrap();
+    let child = name(2).replacen("00000001", "00000002", 1);
+    for name in [name(1), child.clone()] {
+        site.add(&name, &segment(&name, 1));
+        site.push(&name).unwrap();
+    }
+    let get = |name: &str| {
+        let config = site.config("host");
+        let output = walden(&config, &["archive-get", name, "pg_wal/RECOVERYXLOG"])
+            .current_dir(&data)
+            .output()
+            .unwrap();
+        End { code: output.status.code(), stderr: String::from_utf8_lossy(&output.stderr).into_owned() }
+    };
+    let roots = site.roots().map(|root| (root.clone(), root.with_extension("away")));
+    let take_away = || roots.iter().for_each(|(root, away)| fs::rename(root, away).unwrap());
+    let bring_back = || roots.iter().for_each(|(root, away)| fs::rename(away, root).unwrap());
+    // With and without anything in it from before.
+    for round in ["nothing there", "a spool there"] {
+        disk.read_only(true);
+        assert_eq!((get(&name(1)).code, get(&child).code), (Some(0), Some(0)), "{round}");
+        take_away();
+        let end = get(&child);
+        assert_eq!(end.code, Some(200), "{round}: {}", end.stderr);
+        assert!(end.stderr.contains("could not be noted down"), "{round}: {}", end.stderr);
+        assert_eq!(get(&name(1)).code, Some(4), "{round}: timeline 1 has no parent");
+        bring_back();
+        disk.read_only(false);
+        assert_eq!(get(&name(1)).code, Some(0), "{round}");
+        take_away();
+        assert_eq!(get(&child).code, Some(4), "{round}: noted");
+        bring_back();
+        assert_eq!(get(&child).code, Some(0), "{round}: settled");
+    }
+}
+
 #[test]
 fn a_full_disk_under_the_target_stops_recovery_and_leaves_no_part_of_the_file() {
     let site = Site::new(2, 1);

@@ -4,6 +4,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
+use walden::archive::GetOptions;
 use walden::kind::{Error, Kind};
 use walden::storage::faulty::{Fault, Moment};
 
@@ -181,6 +182,64 @@ fn a_segment_in_flight_is_waited_for() {
         got.outcome.unwrap();
         assert!(got.file.unwrap() == segment(&name(3), 3));
     });
+}
+
+/// A standby asks again by itself, and would keep a promotion waiting.
+#[test]
+fn a_standby_is_not_kept_waiting_for_a_segment_in_flight() {
+    let site = site();
+    set_age(&site, SystemTime::now());
+    let options = GetOptions { standby: true, deadline: Duration::from_mins(5), ..site.get_options() };
+    let path = site.path("RECOVERYXLOG");
+    let get = || walden::archive::get(&name(3), &path, &options, &site.repositories(), &opener());
+    let began = std::time::Instant::now();
+    let error = get().unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(error.kind() == Kind::Doubt && error.to_string().contains("on its way"), "{error}");
+    site.add_segment(&name(3), 3);
+    site.push(&name(3)).unwrap();
+    get().unwrap();
+    // An old hole is a gap to a standby too.
+    fs::remove_file(&path).unwrap();
+    for object in site.snapshot().keys().filter(|path| path.to_string_lossy().contains(&name(3))) {
+        fs::remove_file(object).unwrap();
+    }
+    set_age(&site, SystemTime::now() - Duration::from_hours(1));
+    assert!(get().unwrap_err().to_string().contains("is missing"));
+}
+
+/// Where all repositories had to have each file, one of them proves absence, but only from where it took part onward.
+#[test]
+fn with_all_acknowledging_one_repository_proves_absence_from_where_it_took_part() {
+    let site = site();
+    let path = site.path("RECOVERYXLOG");
+    let options = GetOptions { acknowledged_by_all: true, ..site.get_options() };
+    let kind = |wanted: &str| {
+        let outcome = walden::archive::get(wanted, &path, &options, &site.repositories(), &opener());
+        outcome.err().map(|error| error.kind())
+    };
+    site.faults[0].fail_from(1, Fault::Refusal);
+    assert_eq!(kind(&name(5)), Some(Kind::Absent));
+    assert_eq!(kind("00000003.history"), Some(Kind::Absent));
+    assert_eq!(kind(&name(3)), Some(Kind::Doubt), "a gap is one in this repository too");
+    // The second one was added after segment 2: of what was before it knows nothing.
+    let [_, second] = site.roots();
+    for object in site.snapshot().keys().filter(|path| path.starts_with(&second)) {
+        let text = object.to_string_lossy().into_owned();
+        if text.contains("/wal/") && !text.contains(&name(2)) {
+            fs::remove_file(object).unwrap();
+        }
+    }
+    assert_eq!(kind(&name(2)), None);
+    assert_eq!(kind(&name(3)), Some(Kind::Absent));
+    for object in site.snapshot().keys().filter(|path| path.starts_with(&second)) {
+        if object.to_string_lossy().contains(&name(2)) {
+            fs::remove_file(object).unwrap();
+        }
+    }
+    for wanted in [name(3), name(5), "00000003.history".to_owned()] {
+        assert_eq!(kind(&wanted), Some(Kind::Repository), "{wanted}: it was added a moment ago");
+    }
 }
 
 /// One connection that breaks in mid-transfer must not stop a recovery, also where there is no other repository.

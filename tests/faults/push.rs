@@ -154,3 +154,74 @@ fn an_empty_object_is_no_copy() {
     site.push(&name(1)).unwrap();
     site.assert_archived(&name(1), &std::fs::read(path).unwrap(), "stored anew");
 }
+
+/// An object that was cut, as by somebody's copy that ran out of space, has the right key and counts for nothing: it is
+/// noted as damage, and once it is out of the way the next call stores the segment anew.
+#[test]
+fn a_cut_object_is_no_copy() {
+    for (cut, what) in [(1, "by a byte"), (20_000, "at a chunk"), (usize::MAX - 100, "in its header")] {
+        let mut site = Site::new(1, 1);
+        let content = segment(&name(1), 1);
+        site.add(&name(1), &content);
+        site.push(&name(1)).unwrap();
+        std::fs::remove_file(site.path("state/index.sqlite")).unwrap();
+        // Whole, it is acknowledged, also by a host that does not know with which size it was stored.
+        assert_eq!(site.push(&name(1)).unwrap(), Pushed::HeldAlready);
+        std::fs::remove_file(site.path("state/index.sqlite")).unwrap();
+        let objects: Vec<_> = site
+            .snapshot()
+            .into_iter()
+            .filter(|(path, _)| path.to_string_lossy().contains("/wal/"))
+            .collect();
+        assert_eq!(objects.len(), 2);
+        let (damaged, bytes) = &objects[0];
+        let length = bytes.len().saturating_sub(cut).max(100);
+        std::fs::write(damaged, &bytes[..length]).unwrap();
+        // One whole copy is enough here, and the other one is known to be damaged.
+        site.push(&name(1)).unwrap();
+        let index = walden::index::Index::open(&site.path("state/index.sqlite")).unwrap();
+        let damages = index.damages().unwrap();
+        assert!(matches!(&damages[..], [one] if damaged.ends_with(&one.key)), "{what}: {damages:?}");
+
+        site.acknowledge = 2;
+        std::fs::remove_file(site.path("state/index.sqlite")).unwrap();
+        assert_eq!(site.push(&name(1)).unwrap_err().kind(), Kind::Repository, "{what}");
+        assert_eq!(std::fs::read(damaged).unwrap().len(), length, "{what}: nothing was overwritten");
+        std::fs::rename(damaged, site.path("moved-away")).unwrap();
+        site.push(&name(1)).unwrap();
+        site.assert_archived(&name(1), &content, what);
+    }
+}
+
+/// What a killed process left is removed by a later call once it is old; what somebody may be writing is not.
+#[test]
+fn what_killed_processes_left_is_removed_by_a_later_call() {
+    let site = Site::new(2, 1);
+    site.add_segment(&name(1), 1);
+    site.push(&name(1)).unwrap();
+    let object = site.snapshot().into_keys().find(|path| path.to_string_lossy().contains("/wal/")).unwrap();
+    let leave = |random: &str, minutes: u64| {
+        let file = object.file_name().unwrap().to_string_lossy().into_owned();
+        let path = object.with_file_name(format!(".{file}.4711.{random}.tmp"));
+        let then = std::time::SystemTime::now() - Duration::from_mins(minutes);
+        std::fs::File::create(&path).unwrap().set_modified(then).unwrap();
+        path
+    };
+    let (old, young) = (leave("0000000a", 90), leave("0000000b", 30));
+    site.add_segment(&name(2), 2);
+    site.push(&name(2)).unwrap();
+    assert!(!old.exists() && young.exists());
+    // And beside the file that a server asks for.
+    let left = site.path(".RECOVERYXLOG.4711.0123abcd.tmp");
+    let then = std::time::SystemTime::now() - Duration::from_mins(90);
+    std::fs::File::create(&left).unwrap().set_modified(then).unwrap();
+    let get = |target: &str| {
+        let opener = crate::site::opener();
+        let options = site.get_options();
+        walden::archive::get(&name(1), &site.path(target), &options, &site.repositories(), &opener).unwrap();
+    };
+    get("other");
+    assert!(left.exists(), "another file's");
+    get("RECOVERYXLOG");
+    assert!(!left.exists());
+}

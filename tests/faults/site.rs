@@ -164,6 +164,7 @@ impl Site {
             origin: origin(),
             deadline: Duration::from_secs(1),
             acknowledged_by_all: false,
+            standby: false,
             without: Vec::new(),
             through: Vec::new(),
             missing_histories: Vec::new(),

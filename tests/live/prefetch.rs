@@ -5,17 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::{Cluster, Installation, Ledger, Site, Stop, live_test, user, wait_for, wait_until};
-
-/// Archives `count` segments with an entry of the ledger in each; returns the segments' names.
-fn fill(site: &Site, count: usize) -> Vec<String> {
-    (0..count)
-        .map(|_| {
-            Ledger::add(&site.cluster);
-            site.archive_a_segment()
-        })
-        .collect()
-}
+use crate::support::restored::{make_standby, set, start_and_promote};
+use crate::support::{
+    Cluster, Installation, Ledger, Site, Stop, live_test, tools, user, wait_for, wait_until,
+};
 
 fn spool(site: &Site) -> PathBuf {
     let spools = site.work.join("state/main/spool");
@@ -80,12 +73,9 @@ fn recover(site: &Site, pg: &Installation, name: &str) -> Cluster {
 }
 
 live_test!(
-    [15, 18]
     fn recovery_replays_everything_and_leaves_an_empty_spool(pg: Installation) {
-        let site = Site::new(&pg);
-        Ledger::create(&site.cluster);
-        site.walden.run(&["base-backup", "--fast"]).ok();
-        fill(&site, 24);
+        let site = Site::with_backup(&pg);
+        site.fill(24);
         let all = Ledger::ids(&site.cluster);
         let mut cluster = recover(&site, &pg, "restored");
         assert_eq!(Ledger::ids(&cluster), all);
@@ -102,7 +92,7 @@ live_test!(
     fn segments_are_ready_before_they_are_asked_for_and_one_prefetcher_does_it(pg: Installation) {
         let site = Site::new(&pg);
         Ledger::create(&site.cluster);
-        let names = fill(&site, 12);
+        let names = site.fill(12);
         // One file is one file; two in a row are a recovery.
         site.get(&names[0], &[]).0.ok();
         assert!(prefetchers(&site).is_empty());
@@ -110,16 +100,12 @@ live_test!(
         wait_until("eight segments are ready", || spooled(&site).len() == 8);
         assert_eq!(prefetchers(&site).len(), 1);
         // What is ready needs no repository.
-        for repository in ["primary", "replica"] {
-            fs::rename(site.repository(repository), site.work.join(format!("{repository}-away"))).expect("rename");
-        }
+        site.take_away();
         let (finished, path) = site.get(&names[2], &[]);
         finished.ok();
         assert_eq!(fs::metadata(path).expect("the file").len(), 16 << 20);
         site.get("0000000100000000000000F0", &[]).0.expect_code(200);
-        for repository in ["primary", "replica"] {
-            fs::rename(site.work.join(format!("{repository}-away")), site.repository(repository)).expect("rename");
-        }
+        site.bring_back();
         // Out of order, as pg_rewind asks, everything comes too.
         for name in names.iter().rev() {
             site.get(name, &[]).0.ok();
@@ -138,10 +124,8 @@ live_test!(
 live_test!(
     [15, 17]
     fn a_poisoned_spool_is_never_served(pg: Installation) {
-        let site = Site::new(&pg);
-        Ledger::create(&site.cluster);
-        site.walden.run(&["base-backup", "--fast"]).ok();
-        let names = fill(&site, 8);
+        let site = Site::with_backup(&pg);
+        let names = site.fill(8);
         let all = Ledger::ids(&site.cluster);
         // A fetch makes the spool. The test takes the place of its prefetcher, so that the poison stays.
         site.get(&names[0], &[]).0.ok();
@@ -192,26 +176,23 @@ live_test!(
 );
 
 live_test!(
-    [15, 18]
     fn the_log_collector_ends_when_the_server_is_stopped(pg: Installation) {
-        let site = Site::new(&pg);
-        Ledger::create(&site.cluster);
-        site.walden.run(&["base-backup", "--fast"]).ok();
-        fill(&site, 12);
+        let site = Site::with_backup(&pg);
+        site.fill(12);
         site.cluster.psql("select pg_create_restore_point('here')");
         site.archive_a_segment();
-        let dir = site.work.join("restored");
-        let target = dir.display().to_string();
         // Paused, the server goes on recovering, and a prefetcher works for it until it has been idle for a while.
-        site.walden.run(&["recover", "--until", "name:here", "--action", "pause", "--data-dir", &target]).ok();
-        let mut conf = fs::read_to_string(dir.join("postgresql.auto.conf")).expect("read");
+        let dir = site.restore("restored", &["--until", "name:here", "--action", "pause"]);
+        let target = dir.display().to_string();
         let socket = user::WorkDir::short();
-        conf.push_str(&format!(
-            "logging_collector = 'on'\nport = '{}'\nunix_socket_directories = '{}'\nlisten_addresses = ''\n",
-            crate::support::free_port(),
-            socket.path().display()
-        ));
-        fs::write(dir.join("postgresql.auto.conf"), conf).expect("write");
+        set(
+            &dir,
+            &format!(
+                "logging_collector = 'on'\nport = '{}'\nunix_socket_directories = '{}'\nlisten_addresses = ''",
+                crate::support::free_port(),
+                socket.path().display()
+            ),
+        );
         let pg_ctl = |arguments: &[&str]| {
             let mut command = user::command(pg.program("pg_ctl"));
             command.args(["-D", &target, "-w", "-l", &site.work.join("start.log").display().to_string()]);
@@ -228,7 +209,11 @@ live_test!(
             let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             for fd in fds {
                 let to = fs::read_link(fd.path()).unwrap_or_default().display().to_string();
-                assert!(!to.starts_with("pipe:") && !to.starts_with(&target), "{} is {to}", fd.path().display());
+                assert!(
+                    !to.starts_with("pipe:") && !to.starts_with(&target),
+                    "{} is {to}",
+                    fd.path().display()
+                );
             }
             assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default(), Path::new("/"));
         }
@@ -255,7 +240,7 @@ live_test!(
     fn without_a_writable_state_dir_and_with_prefetch_off_everything_comes(pg: Installation) {
         let site = Site::new(&pg);
         Ledger::create(&site.cluster);
-        let names = fill(&site, 3);
+        let names = site.fill(3);
         let text = fs::read_to_string(&site.config).expect("read");
         let blocked = site.work.write("blocked", "a file");
         let state = site.work.join("state").display().to_string();
@@ -285,24 +270,21 @@ live_test!(
 );
 
 live_test!(
-    [15]
+    // 14 and 16 come without pg_rewind.
+    [15, 17, 18]
     fn pg_rewind_finds_the_wal_that_it_needs(pg: Installation) {
-        let mut site = Site::new(&pg);
-        Ledger::create(&site.cluster);
-        site.walden.run(&["base-backup", "--fast"]).ok();
-        fill(&site, 2);
-        let dir = site.work.join("promoted");
-        let target = dir.display().to_string();
-        site.walden.run(&["recover", "--until", "latest", "--take-over", "--data-dir", &target]).ok();
-        let mut promoted = Cluster::open(&pg, &dir);
-        promoted.start();
-        promoted.wait_until("the server has promoted", || promoted.psql("select pg_is_in_recovery()") == "f");
+        let tools = user::WorkDir::new();
+        let Some(program) = tools::pg_rewind(&pg, &tools) else { return };
+        let mut site = Site::with_backup(&pg);
+        site.fill(2);
+        let dir = site.restore("promoted", &["--until", "latest", "--take-over"]);
+        let mut promoted = start_and_promote(&pg, &dir);
         Ledger::add(&promoted);
         promoted.wait_archived(&promoted.switch_wal());
         let ids = Ledger::ids(&promoted);
         promoted.stop(Stop::Fast);
         // The old primary went on by itself for a while, and has not kept its WAL.
-        fill(&site, 4);
+        site.fill(4);
         site.cluster.stop(Stop::Fast);
         let old = site.cluster.data_dir().to_owned();
         let away = site.work.create_dir("away");
@@ -321,18 +303,13 @@ live_test!(
         }
         site.cluster.append_config(&format!("restore_command = '{}'\n", site.walden.command_line("archive-get %f %p")));
         let rewind = || {
-            let mut command = user::command(pg.program("pg_rewind"));
+            let mut command = user::command(&program);
             command.args(["-c", "-D"]).arg(&old).arg("--source-pgdata").arg(&dir);
             crate::support::run(&mut command).ok()
         };
-        if !pg.program("pg_rewind").exists() {
-            eprintln!("skipped: this installation has no pg_rewind");
-            return;
-        }
         rewind();
         // It follows the new timeline now.
-        fs::write(old.join("standby.signal"), "").expect("write");
-        user::give(&old.join("standby.signal"));
+        make_standby(&old);
         let port = site.cluster.port();
         site.cluster.append_config(&format!(
             "archive_mode = off\nrestore_command = '{}'\nport = {port}\nunix_socket_directories = '{}'\n",

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Site, live_test};
+use crate::support::{Entry, Ledger, Site, live_test};
 
 live_test!(
     [15]
@@ -52,5 +52,77 @@ live_test!(
         fs::remove_file(site.work.join("identity.txt")).expect("remove");
         let text = site.walden.run(&["status"]).ok();
         assert!(text.stdout.contains("any moment from"), "{text}");
+    }
+);
+
+live_test!(
+    fn status_tells_what_each_repository_would_lose_and_needs_no_key(pg: Installation) {
+        let site = Site::new(&pg);
+        Ledger::create(&site.cluster);
+        fs::remove_file(site.work.join("identity.txt")).expect("remove");
+        let status = || -> serde_json::Value {
+            let finished = site.walden.run(&["status", "--output", "json"]).ok();
+            serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished}"))
+        };
+        let oldest = |status: &serde_json::Value, at: usize| -> Option<jiff::Timestamp> {
+            let time = status["repositories"][at]["oldest_unarchived_commit"].as_str()?;
+            Some(time.parse().expect("a time"))
+        };
+        let committed = |entry: &Entry| -> jiff::Timestamp {
+            let text = entry.committed.replace(' ', "T");
+            text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+        };
+
+        // An idle server has nothing that is not archived.
+        site.archive_a_segment();
+        let idle = status();
+        assert_eq!((oldest(&idle, 0), oldest(&idle, 1)), (None, None), "{idle}");
+        for repository in idle["repositories"].as_array().expect("a list") {
+            assert_eq!(repository["reachable"], true);
+            assert!(repository["breaker"].is_null(), "{repository}");
+        }
+
+        // A commit in the segment that is being written is in no repository.
+        let first = Ledger::add(&site.cluster);
+        Ledger::add(&site.cluster);
+        let writing = status();
+        assert_eq!(oldest(&writing, 0), Some(committed(&first)), "{writing}");
+        assert_eq!(oldest(&writing, 1), Some(committed(&first)), "{writing}");
+
+        // While one repository is away, its oldest commit stays and the other one's moves on.
+        fs::rename(site.repository("replica"), site.work.join("away")).expect("rename");
+        let missed = site.archive_a_segment();
+        let second = Ledger::add(&site.cluster);
+        let away = status();
+        assert_eq!(away["repositories"][1]["reachable"], false, "{away}");
+        assert_eq!(away["repositories"][1]["behind"], 1, "{away}");
+        assert_eq!(oldest(&away, 0), Some(committed(&second)), "{away}");
+        assert_eq!(oldest(&away, 1), Some(committed(&first)), "{away}");
+        let breaker = &away["repositories"][1]["breaker"];
+        assert!(breaker["failures"].as_u64() >= Some(1) && breaker["since"].is_string(), "{breaker}");
+        assert!(breaker["until"].is_string() && breaker["open"].is_boolean(), "{breaker}");
+        let text = site.walden.run(&["status"]).ok();
+        for part in
+            ["is UNUSABLE", "lacks 1 segment", "the oldest commit that is not archived there", "failed since"]
+        {
+            assert!(text.stdout.contains(part), "{part}: {text}");
+        }
+        fs::rename(site.work.join("away"), site.repository("replica")).expect("rename");
+        let back = status();
+        assert_eq!(back["repositories"][1]["behind"], 1, "{missed}: {back}");
+        assert_eq!(oldest(&back, 1), Some(committed(&first)), "{back}");
+        // Without the index it is read from pg_wal, as long as the segment is there.
+        for ending in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(site.work.join(format!("state/main/index.sqlite{ending}")));
+        }
+        let pg_wal = site.cluster.data_dir().join("pg_wal").join(&missed);
+        if pg_wal.exists() {
+            let unknown = status();
+            assert_eq!(oldest(&unknown, 1), Some(committed(&first)), "{unknown}");
+        }
+        site.walden.run(&["sync"]).ok();
+        site.archive_a_segment();
+        let synced = status();
+        assert_eq!((oldest(&synced, 0), oldest(&synced, 1)), (None, None), "{synced}");
     }
 );

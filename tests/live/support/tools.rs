@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{Postgres, cached, require, user};
+use super::user::WorkDir;
+use super::{Installation, Postgres, cached, require, user};
 
 /// What a command left behind when it ended.
 #[derive(Debug, Clone)]
@@ -125,4 +126,36 @@ fn require_judge(name: &str, major: u32) -> Option<PathBuf> {
 pub fn judge(name: &str, major: u32) -> Option<PathBuf> {
     cached(format!("judges/{major}/bin/{name}"))
         .or_else(|| Postgres::find(major).map(|found| found.program(name)).filter(|path| path.is_file()))
+}
+
+/// Returns a `pg_rewind` for this server, in `dir` where it has none of its own, or says that there is none.
+///
+/// It runs `postgres` from its own directory to read the server's settings, and wants one of its own minor version. The
+/// judge's is another one than the server's, which makes no difference to the settings: it is told what it wants to hear.
+pub fn pg_rewind(installation: &Installation, dir: &WorkDir) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let own = installation.program("pg_rewind");
+    if own.is_file() {
+        return Some(own);
+    }
+    let major = installation.major;
+    let Some(judge) = cached(format!("judges/{major}/bin/pg_rewind")) else {
+        // No package has it for 14 and 16; a missing one of 17 and 18 is found by the other judges.
+        eprintln!("skipped: there is no pg_rewind of {major}");
+        return None;
+    };
+    let version = run(user::command(&judge).arg("--version")).ok().stdout;
+    let version = version.trim().replacen("pg_rewind", "postgres", 1);
+    let home = dir.create_dir("pg_rewind");
+    let write = |name: &str, script: String| {
+        let path = home.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("write");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        path
+    };
+    let server = installation.program("postgres");
+    write("postgres", format!("[ \"$1\" = -V ] && exec echo '{version}'\nexec {} \"$@\"", server.display()));
+    // The judge's own script, which passes on under which path it was called.
+    let script = std::fs::read_to_string(&judge).expect("read the judge");
+    Some(write("pg_rewind", script.lines().skip(1).collect::<Vec<_>>().join("\n")))
 }
