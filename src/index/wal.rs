@@ -254,6 +254,18 @@ impl Index {
         )
     }
 
+    /// Returns name and CRC-32 of the segments of `sysid` that hold no commit.
+    pub fn without_commits(&self, sysid: SystemIdentifier) -> Result<Vec<(String, u32)>> {
+        let read = || -> rusqlite::Result<Vec<(String, u32)>> {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT name, crc FROM wal WHERE sysid = ? AND commits = 0")?;
+            let rows = statement.query_map([sysid.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        };
+        sql(read(), "look for segments without commits")
+    }
+
     /// Returns what the index knows of all WAL of `sysid`.
     pub fn wal_totals(&self, sysid: SystemIdentifier) -> Result<WalTotals> {
         sql(
@@ -306,7 +318,7 @@ mod tests {
             lacking: vec!["d"],
         };
         index.record_archived(std::slice::from_ref(&row)).unwrap();
-        index.record_archived(&[row.clone(), ArchivedRow { copies: &[stamp("c")], ..row }]).unwrap();
+        index.record_archived(&[row.clone(), ArchivedRow { copies: &[stamp("c")], ..row.clone() }]).unwrap();
         let copies = |file| index.copies_of(sysid, "000000010000000000000001", &file).unwrap().len();
         assert_eq!(copies(file), 3);
         assert_eq!(index.backlog_count("d").unwrap(), 1);
@@ -323,6 +335,14 @@ mod tests {
         }
         assert!(index.copies_of(SystemIdentifier(1), "000000010000000000000001", &file).unwrap().is_empty());
         assert_eq!(index.newest_commit(sysid).unwrap(), Some(9));
-        assert_eq!(index.wal_totals(sysid).unwrap().files, 1);
+        assert_eq!(index.without_commits(sysid).unwrap(), []);
+        let nothing = SegmentFacts::default();
+        let idle = ArchivedRow { name: "000000010000000000000002", facts: Some(&nothing), ..row.clone() };
+        let unread = ArchivedRow { name: "000000010000000000000003", facts: None, ..row };
+        index.record_archived(&[idle, unread]).unwrap();
+        let idle = ("000000010000000000000002".to_owned(), u32::MAX);
+        assert_eq!(index.without_commits(sysid).unwrap(), [idle]);
+        assert!(index.without_commits(SystemIdentifier(1)).unwrap().is_empty());
+        assert_eq!(index.wal_totals(sysid).unwrap().files, 3);
     }
 }
