@@ -22,7 +22,7 @@ pub use breaker::Breaker;
 pub use damage::Damage;
 pub use digest::{DigestLine, Undigested};
 pub use events::{EventFilter, EventKind, EventRelation, EventRow};
-pub use facts::{BadWal, SegmentFacts, TimelineSwitch};
+pub use facts::{BadWal, KnownCommit, SegmentFacts, TimelineSwitch};
 pub use names::{DatabaseName, RelationName};
 pub use operations::Operation;
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};

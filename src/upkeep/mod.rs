@@ -6,7 +6,9 @@
 pub mod bad_pages;
 pub mod digest;
 pub mod events;
+mod flow;
 pub mod resolve;
 pub mod status;
 pub mod sync;
 mod unarchived;
+mod windows;
