@@ -204,7 +204,8 @@ impl Index {
         shared.switches.iter().try_for_each(|switch| self.write_switch(sysid, switch))
     }
 
-    fn extend_read(
+    /// Writes that the events from `start` to `finish` are known; what adjoins becomes one.
+    pub(super) fn extend_read(
         &self,
         sysid: SystemIdentifier,
         timeline: TimelineId,
@@ -212,18 +213,22 @@ impl Index {
         finish: Lsn,
     ) -> rusqlite::Result<()> {
         let (id, start, finish) = (sysid.to_string(), start.0.cast_signed(), finish.0.cast_signed());
-        let extended = self
+        let (first, last): (Option<i64>, Option<i64>) = self
             .connection
-            .prepare_cached("UPDATE wal_read SET finish = ? WHERE sysid = ? AND timeline = ? AND finish = ?")?
-            .execute(params![finish, id, timeline.0, start])?;
-        if extended == 0 {
-            self.connection
-                .prepare_cached(
-                    "INSERT INTO wal_read (sysid, timeline, start, finish) VALUES (?, ?, ?, ?)
-                     ON CONFLICT DO UPDATE SET finish = max(finish, excluded.finish)",
-                )?
-                .execute(params![id, timeline.0, start, finish])?;
-        }
+            .prepare_cached(
+                "SELECT min(start), max(finish) FROM wal_read
+                 WHERE sysid = ? AND timeline = ? AND start <= ? AND finish >= ?",
+            )?
+            .query_row(params![id, timeline.0, finish, start], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        self.connection
+            .prepare_cached(
+                "DELETE FROM wal_read WHERE sysid = ? AND timeline = ? AND start <= ? AND finish >= ?",
+            )?
+            .execute(params![id, timeline.0, finish, start])?;
+        let (first, last) = (first.unwrap_or(start).min(start), last.unwrap_or(finish).max(finish));
+        self.connection
+            .prepare_cached("INSERT INTO wal_read (sysid, timeline, start, finish) VALUES (?, ?, ?, ?)")?
+            .execute(params![id, timeline.0, first, last])?;
         Ok(())
     }
 

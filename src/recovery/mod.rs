@@ -12,7 +12,7 @@ pub mod estimate;
 mod follow;
 mod layout;
 pub mod path;
-mod pieces;
+pub mod pieces;
 pub mod places;
 pub mod plan;
 mod reach;

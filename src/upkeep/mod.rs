@@ -1,9 +1,10 @@
 //! Looking after what is archived. `status` says what there is and what can be recovered; `sync` copies what a repository
-//! lacks from one that has it; `events` says when something was lost, and `digest` keeps in the repositories what the index
+//! lacks from one that has it; `events` says when something was lost, `deep` reads what the index has not read, and `digest` keeps in the repositories what the index
 //! found out; `names` gives tables their names; `rebuild` makes an index anew; `resolve` settles which of two contents of one name is right; `bad_pages` is what backups found in the
 //! database.
 
 pub mod bad_pages;
+pub mod deep;
 pub mod digest;
 pub mod events;
 mod flow;
