@@ -299,10 +299,14 @@ impl Backup<'_> {
         Ok((kept, paths))
     }
 
-    /// Looks whether the server is still there, and still what it was.
-    fn check_alive(&self, server: &mut Server) -> Result<()> {
+    /// Looks whether the server is still there, and still what it was. Returns how far its WAL has come.
+    fn check_alive(&self, server: &mut Server) -> Result<Lsn> {
         let in_recovery = server.is_in_recovery()?;
-        if self.preflight.from_standby && !in_recovery { Err(preflight::promoted()) } else { Ok(()) }
+        if self.preflight.from_standby && !in_recovery {
+            Err(preflight::promoted())
+        } else {
+            server.wal_position()
+        }
     }
 
     /// Finds out whose bad pages are, warns of them, and writes them into the manifest.

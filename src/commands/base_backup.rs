@@ -384,7 +384,7 @@ fn report(args: &Args, taken: &Taken, completed: &Completed<'_>, elapsed: Durati
     );
     if completed.waited > WAIT_WORTH_SAYING {
         println!(
-            "{:.1} s of it were the wait for its last WAL segment to be archived",
+            "{:.1} s of that were spent waiting for its last WAL segment to be archived",
             completed.waited.as_secs_f64()
         );
     }

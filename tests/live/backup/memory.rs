@@ -22,6 +22,13 @@ live_test!(
         }
         let large = fs::File::create(data.join("small/large")).expect("create");
         large.set_len(gigabytes << 30).expect("a file with holes");
+        // What cannot be compressed: pieces are as large as they get.
+        let mut random = vec![0; 1 << 20];
+        let mut file = fs::File::create(data.join("small/random")).expect("create");
+        for _ in 0..192 {
+            fastrand::fill(&mut random);
+            file.write_all(&random).expect("write");
+        }
         user::give_tree(&data.join("small"));
         let (finished, peak) = peak_of(&site.walden, &["base-backup", "--fast"]);
         finished.ok();
