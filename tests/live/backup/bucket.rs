@@ -3,6 +3,7 @@
 use super::resume::{fill, kill_at};
 use super::stored::{journal_lines, json, wait_for_no_session};
 use super::*;
+use crate::support::peak::peak_of;
 use crate::support::s3_store::{Fault, Operation, Rule};
 use crate::support::{Ledger, PATIENCE, S3Store, Site, SiteOptions, wait_until};
 
@@ -93,5 +94,20 @@ live_test!(
         assert_eq!(complete_ids(&store).len(), 2);
         assert!(!half.iter().any(|key| objects(&store).contains(key)));
         assert_recovers(&site, &pg);
+    }
+);
+
+live_test!(
+    [18]
+    fn memory_is_bounded_into_a_bucket_too(pg: Installation) {
+        let store = S3Store::start();
+        let site = site_of(&store, &pg);
+        super::memory::write_random(&site, 192);
+        for parallel in ["4", "64"] {
+            let (finished, peak) = peak_of(&site.walden, &["base-backup", "--fast", "--parallel", parallel]);
+            finished.ok();
+            eprintln!("{parallel} workers: {} MB at most", peak / 1_000_000);
+            assert!(peak < super::memory::BOUND, "{peak} bytes");
+        }
     }
 );
