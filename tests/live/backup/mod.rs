@@ -4,6 +4,7 @@
 mod broken;
 mod bucket;
 mod churn;
+mod continued;
 mod damage;
 mod engine;
 mod faults;
