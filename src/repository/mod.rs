@@ -1,7 +1,8 @@
 //! What a repository holds and under which keys, over one or several stores.
 //!
 //! Lives here: the layout of keys (`keys`), the file that says which cluster a prefix belongs to (`cluster`), WAL
-//! objects (`wal`), backups (`backup`, `backups`, and `backup_leftovers` of those that broke off), and doing the same in several repositories at once (`several`,
+//! objects (`wal`), backups (`backup`, `backups`, and `backup_leftovers` of those that broke off), what an index found out
+//! (`digest`), and doing the same in several repositories at once (`several`,
 //! `stream`).
 //! Does not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
 
@@ -10,6 +11,7 @@ mod backup_leftovers;
 mod backups;
 mod cluster;
 mod copy;
+mod digest;
 mod keys;
 mod recovery_text;
 mod several;
@@ -21,6 +23,7 @@ pub use backup_leftovers::{Leftover, is_complete, list_backup_objects, list_left
 pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
 pub use copy::copy_object;
+pub use digest::{digest_key, list_digests, read_digest};
 pub use keys::{ClusterKeys, WalObject};
 pub use recovery_text::recovery_text;
 pub use several::{Outcome, ask_all, ship};

@@ -164,6 +164,7 @@ impl Scene {
             tablespaces: BTreeMap::new(),
             tablespace_root: Some(self.cluster.work().join(format!("{name}-spaces"))),
             owner: user::unprivileged().map(|user| (user.uid.as_raw(), user.gid.as_raw())),
+            ..RestoreOptions::default()
         }
     }
 
