@@ -15,6 +15,9 @@ const RELATIONS: &str = "
          cross join (select oid, dattablespace from pg_database where datname = current_database()) d
     where (c.oid >= 16384 or pg_relation_filenode(c.oid) >= 16384) and c.relpersistence <> 't'";
 
+/// How many relations are asked for at once: a database may have a million.
+const AT_ONCE: usize = 1000;
+
 /// Writes the names of everything that the server has now into the index. A database that cannot be connected to is left
 /// out; what else fails is warned of.
 pub fn take_names(server: &Server, sysid: SystemIdentifier, index: &IndexHandle) {
@@ -35,11 +38,11 @@ fn try_take(server: &Server, sysid: SystemIdentifier, index: &IndexHandle) -> Re
         databases.push((DatabaseName { oid, name: name.clone(), seen }, connects == "t"));
     }
     for (database, _) in databases.iter().filter(|(_, connects)| *connects) {
-        match relations(server, &database.name, seen) {
-            Ok(relations) => {
-                index.run(|index| index.record_names(sysid, std::slice::from_ref(database), &relations));
-            }
-            Err(error) => tracing::debug!("names in database \"{}\" are not read: {error}", database.name),
+        let each = |relations: &[RelationName]| {
+            index.run(|index| index.record_names(sysid, std::slice::from_ref(database), relations));
+        };
+        if let Err(error) = relations(server, &database.name, seen, each) {
+            tracing::debug!("names in database \"{}\" are not read: {error}", database.name);
         }
     }
     let databases: Vec<DatabaseName> = databases.into_iter().map(|(database, _)| database).collect();
@@ -47,9 +50,25 @@ fn try_take(server: &Server, sysid: SystemIdentifier, index: &IndexHandle) -> Re
     Ok(())
 }
 
-fn relations(server: &Server, database: &str, seen: (i64, i64)) -> Result<Vec<RelationName>> {
-    let rows = server.in_database(database)?.rows(RELATIONS)?;
-    Ok(rows.iter().filter_map(|row| relation(row, seen)).collect())
+/// Calls `each` with some of the relations of a database after the other.
+fn relations(
+    server: &Server,
+    database: &str,
+    seen: (i64, i64),
+    each: impl Fn(&[RelationName]),
+) -> Result<()> {
+    let mut session = server.in_database(database)?;
+    let mut after = 0;
+    loop {
+        let sql = format!("{RELATIONS} and c.oid > {after} order by c.oid limit {AT_ONCE}");
+        let rows = session.rows(&sql)?;
+        let found: Vec<RelationName> = rows.iter().filter_map(|row| relation(row, seen)).collect();
+        each(&found);
+        match found.last() {
+            Some(last) if rows.len() == AT_ONCE => after = last.oid,
+            _ => return Ok(()),
+        }
+    }
 }
 
 fn relation(row: &[Option<String>], seen: (i64, i64)) -> Option<RelationName> {
