@@ -153,24 +153,3 @@ live_test!(
         assert!(!again.stderr.contains("lacked"), "{again}");
     }
 );
-
-live_test!(
-    [14, 18]
-    fn names_of_all_relations_are_in_the_index_however_many_they_are(pg: Installation) {
-        let site = Site::new(&pg);
-        // More than are asked for at once.
-        site.cluster.psql(
-            "create schema \"Many\";
-             do $$ begin for n in 1..2500 loop execute format('create sequence \"Many\".s%s', n); end loop; end $$",
-        );
-        site.walden.run(&["base-backup", "--fast"]).ok();
-        let index = rusqlite::Connection::open(site.work.join("state/main/index.sqlite")).expect("open index");
-        let known = "select count(distinct name) from relation_name where name like '\"Many\".%'";
-        let known: i64 = index.query_row(known, [], |row| row.get(0)).expect("count");
-        assert_eq!(known, 2500);
-        let catalogs = "select count(*) from relation_name where oid < 16384";
-        let all = "select count(*) from pg_class where oid < 16384 and pg_relation_filenode(oid) >= 16384";
-        let catalogs: i64 = index.query_row(catalogs, [], |row| row.get(0)).expect("count");
-        assert_eq!(catalogs.to_string(), site.cluster.psql(all));
-    }
-);
