@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use walden::repository::{ClusterKeys, Repository};
 use walden::storage::FsStorage;
 use walden::storage::faulty::{Fault, Faults, Faulty, Moment};
 
-use super::story::{Story, check_pgbench};
+use super::story::{Story, check_pgbench, verify};
 use crate::support::site::walk;
 use crate::support::{Cluster, Finished, Ledger, Site, Stop, live_test, soak, user};
 
@@ -95,7 +96,7 @@ live_test!(
                 does_not_start(&pg, &dir);
                 faults.reset();
                 restore_to(&site, &planned, &opener, &name).expect("the same once more");
-                assert!(dir.join("global/pg_control").exists());
+                verify(&pg, &dir);
                 fs::remove_dir_all(&dir).expect("remove");
             }
         }
@@ -120,6 +121,7 @@ live_test!(
         let whole = began.elapsed();
         let finish = |name: &str, arguments: &[&str]| -> Finished {
             let finished = story.recover(name, arguments).ok();
+            verify(&pg, &story.target(name));
             let mut cluster = Cluster::open(&pg, &story.target(name));
             cluster.start();
             cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
@@ -184,5 +186,65 @@ live_test!(
         let refused = story.recover("refused", &["--until", "latest", "--without", "replica"]);
         assert!([4, 6].contains(&refused.code), "{refused}");
         does_not_start(&pg, &story.target("refused"));
+    }
+);
+
+/// A small filesystem in memory, unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// Mounts one; none, with a message, where this user may not.
+    fn mount(at: PathBuf) -> Option<Self> {
+        fs::create_dir(&at).expect("create");
+        let disk = Self(at);
+        if nix::unistd::geteuid().is_root() && disk.try_mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"]) {
+            return Some(disk);
+        }
+        eprintln!("skipped: only root can mount a small disk, and not everywhere");
+        None
+    }
+
+    fn resize(&self, megabytes: u64) {
+        assert!(self.try_mount(&["-o", &format!("remount,size={megabytes}m")]));
+    }
+
+    fn try_mount(&self, arguments: &[&str]) -> bool {
+        Command::new("mount").args(arguments).arg(&self.0).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+live_test!(
+    [15]
+    fn a_disk_that_is_full_leaves_nothing_that_starts_and_with_space_the_same_command_goes_on(pg: Installation) {
+        let story = Story::tell(&pg, 1);
+        let Some(disk) = Disk::mount(story.target("disk")) else { return };
+        let dir = story.target("disk/copy");
+        let mut failed = 0;
+        for megabytes in (2..).step_by(7) {
+            disk.resize(megabytes);
+            let finished = story.recover("disk/copy", &["--until", "latest"]);
+            if finished.code == 0 {
+                break;
+            }
+            assert!(finished.code == 1 && finished.stderr.contains("No space left on device"), "{finished}");
+            assert!(finished.stderr.contains("the same command goes on with it"), "{finished}");
+            does_not_start(&pg, &dir);
+            failed += 1;
+        }
+        assert!(failed > 3, "{failed}");
+        verify(&pg, &dir);
+        disk.resize(500);
+        let mut cluster = Cluster::open(&pg, &dir);
+        cluster.start();
+        cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
+        assert_eq!(Ledger::ids(&cluster).len(), 7);
+        check_pgbench(&cluster);
+        cluster.stop(Stop::Fast);
     }
 );

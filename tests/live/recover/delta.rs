@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::story::{Story, check_pgbench};
-use crate::support::tools::{self, run_script};
+use super::story::{Story, check_pgbench, verify};
+use crate::support::tools::run_script;
 use crate::support::{Cluster, Finished, Ledger, Site, Stop, live_test, user, wait_until};
 
 /// Inode, change time and content of each file below a directory.
@@ -59,9 +59,7 @@ live_test!(
         assert!(finished.stderr.contains("not belong to the backup"), "{finished}");
         assert!(finished.stderr.contains("from pg_wal"), "{finished}");
         assert!(!log.exists());
-        if let Some(judge) = tools::pg_verifybackup(pg.major) {
-            run_script(&format!("{} -n {}", judge.display(), dir.display())).ok();
-        }
+        verify(&pg, &dir);
         let again = delta(&story, &dir, &["--until", &third.after, "--start"]).ok();
         let mut cluster = Cluster::adopt(&pg, &dir);
         let ids: Vec<i64> = story.before.iter().chain(&story.after[..3]).map(|entry| entry.id).collect();
@@ -124,12 +122,15 @@ live_test!(
         refused(run(&copied, &[]), "directory of tablespace");
         fs::write(space.join("note"), "another version's directory").expect("write");
 
+        run(&dir, &[]).ok();
+        assert!(space.join("note").exists(), "beside the tablespace's own directory nothing is removed");
+        fs::remove_file(space.join("note")).expect("remove");
+        verify(&pg, &dir);
         run(&dir, &["--start"]).ok();
         let mut cluster = Cluster::adopt(&pg, &dir);
         assert_eq!(cluster.psql("select count(*) from spread"), "5000");
         assert!(cluster.try_psql("select 1 from later").is_err());
         assert_eq!(Ledger::ids(&cluster), [kept.id]);
-        assert!(space.join("note").exists(), "beside the tablespace's own directory nothing is removed");
         cluster.stop(Stop::Fast);
         let root = site.work.join("spaces").display().to_string();
         run(&copied, &["--tablespace-root", &root, "--start"]).ok();

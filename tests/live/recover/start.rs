@@ -117,3 +117,34 @@ live_test!(
         assert!(!refused.stdout.contains("Reached"), "{refused}");
     }
 );
+
+live_test!(
+    [14, 15, 18]
+    fn a_pause_for_a_setting_that_is_too_low_is_told_and_not_waited_for(pg: Installation) {
+        let mut story = Story::tell(&pg, 1);
+        let lower = story.site.cluster.psql("show max_connections").parse::<u32>().expect("a number");
+        story.site.cluster.set("max_connections", lower + 7);
+        story.site.cluster.restart();
+        let last = Ledger::add(&story.site.cluster);
+        Ledger::add(&story.site.cluster);
+        story.site.archive_a_segment();
+        for action in ["promote", "pause"] {
+            let arguments = ["--until", &last.after, "--start", "--delta", "--action", action];
+            let refused = story.recover("copy", &arguments).expect_code(7);
+            let says = format!("max_connections = {lower} is a lower setting than on the primary");
+            assert!(refused.stderr.contains("paused before the target") && refused.stderr.contains(&says), "{refused}");
+            // As the hint says.
+            let dir = story.target("copy");
+            let mut cluster = Cluster::adopt(&pg, &dir);
+            cluster.stop(Stop::Fast);
+            crate::support::restored::set(&dir, &format!("max_connections = {}", lower + 7));
+            cluster.start();
+            cluster.wait_until("the target is reached", || {
+                let state = "select case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() else 'promoted' end";
+                cluster.try_psql(state).is_ok_and(|state| state == if action == "pause" { "paused" } else { "promoted" })
+            });
+            assert_eq!(Ledger::ids(&cluster).len(), 8);
+            cluster.stop(Stop::Fast);
+        }
+    }
+);
