@@ -187,3 +187,33 @@ live_test!(
         cluster.stop(Stop::Fast);
     }
 );
+
+live_test!(
+    [14, 15, 18]
+    fn commits_that_only_the_directory_itself_holds_are_not_removed(pg: Installation) {
+        let mut story = Story::tell(&pg, 1);
+        Ledger::add(&story.site.cluster);
+        let last = Ledger::add(&story.site.cluster);
+        let segment = story.site.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+        let dir = story.site.cluster.data_dir().to_path_buf();
+        story.site.cluster.kill();
+        let stopped = || !delta(&story, &dir, &["--until", "latest"]).stderr.contains("a server runs in");
+        wait_until("its processes have ended", stopped);
+        let before = fingerprints(&dir);
+        let finished = delta(&story, &dir, &["--until", "latest"]);
+        assert!(finished.stderr.contains("archived nowhere"), "{finished}");
+        let command = format!("walden archive-push {}", dir.join("pg_wal").join(&segment).display());
+        assert!(finished.stderr.contains(&command), "{finished}");
+        refused(finished, &format!("the last of {}", last.committed));
+        assert!(fingerprints(&dir) == before, "nothing was written");
+
+        // As the hint says.
+        story.site.walden.run(&["archive-push", &dir.join("pg_wal").join(&segment).display().to_string()]).ok();
+        delta(&story, &dir, &["--until", "latest"]).ok();
+        let mut cluster = Cluster::open(&pg, &dir);
+        cluster.start();
+        cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
+        assert_eq!(Ledger::ids(&cluster).len(), 9);
+        cluster.stop(Stop::Fast);
+    }
+);
