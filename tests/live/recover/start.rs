@@ -2,9 +2,15 @@
 
 use std::fs;
 
+use walden::postgres::{WalSegmentName, WalSegmentSize};
+use walden::progress::Progress;
+use walden::recovery::settings::Action;
+use walden::recovery::start::{StartOptions, Way, start_and_follow};
+
 use super::story::Story;
+use crate::support::restored::set;
 use crate::support::tools::run_program;
-use crate::support::{Cluster, Ledger, Stop, live_test};
+use crate::support::{Cluster, Ledger, PATIENCE, Site, Stop, free_port, live_test, user, wait_for};
 
 live_test!(
     [15]
@@ -137,7 +143,7 @@ live_test!(
             let dir = story.target("copy");
             let mut cluster = Cluster::adopt(&pg, &dir);
             cluster.stop(Stop::Fast);
-            crate::support::restored::set(&dir, &format!("max_connections = {}", lower + 7));
+            set(&dir, &format!("max_connections = {}", lower + 7));
             cluster.start();
             cluster.wait_until("the target is reached", || {
                 let state = "select case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() else 'promoted' end";
@@ -146,5 +152,55 @@ live_test!(
             assert_eq!(Ledger::ids(&cluster).len(), 8);
             cluster.stop(Stop::Fast);
         }
+    }
+);
+
+live_test!(
+    [14, 18]
+    fn segment_clock_and_target_are_shown_while_the_server_replays(pg: Installation) {
+        let site = Site::with_backup(&pg);
+        let names = site.fill(4);
+        let port = free_port().to_string();
+        let dir = site.restore("copy", &["--until", "latest", "--port", &port]);
+        // The third of the four is kept back until it was looked at.
+        let gate = site.work.join("gate");
+        let wait = format!("while [ $1 = {} ] && ! [ -e {} ]; do sleep 0.1; done", names[2], gate.display());
+        let script = site.restore_script("slow.sh", &wait);
+        set(&dir, &format!("restore_command = '{} %f %p'", script.display()));
+        let plan = site.walden.run(&["recover", "--until", "latest", "--plan", "--output", "json"]).ok();
+        let plan: serde_json::Value = serde_json::from_str(&plan.stdout).expect("JSON");
+        let first: WalSegmentName = plan["first_segment"].as_str().and_then(|name| name.parse().ok()).expect("a name");
+        let size = WalSegmentSize::DEFAULT;
+        let way = Way {
+            begin: first.start(size),
+            segments: plan["segments"].as_u64().expect("a number") as usize,
+            segment_size: size,
+            target: "latest".into(),
+            must_reach: None,
+        };
+        let before = names[2].parse::<WalSegmentName>().expect("a name").number(size) - first.number(size);
+        let shown = format!("segment {} of {}, at 20", before + 1, way.segments);
+        let options = StartOptions {
+            data_dir: dir.clone(),
+            bin_dir: pg.bin.clone(),
+            owner: user::unprivileged().map(|user| (user.uid.as_raw(), user.gid.as_raw())),
+            user: "postgres".into(),
+            action: Action::Promote,
+            way,
+        };
+
+        let (progress, total) = (Progress::new(), options.way.segments as u64 * size.bytes());
+        let (shown_at, reached) = std::thread::scope(|scope| {
+            let follower = scope.spawn(|| start_and_follow(&options, &progress));
+            let was_shown = wait_for(PATIENCE, || progress.phase().starts_with(&shown));
+            let bytes = (progress.done(), progress.total());
+            fs::write(&gate, "").expect("write");
+            (was_shown.then_some(bytes), follower.join().expect("no panic").expect("the end of the archive"))
+        });
+        assert_eq!(shown_at, Some((before * size.bytes(), total)), "{shown}");
+        assert!(reached.last_transaction.is_some(), "{reached:?}");
+        let mut cluster = Cluster::adopt(&pg, &dir);
+        assert_eq!(Ledger::ids(&cluster).len(), 4);
+        cluster.stop(Stop::Fast);
     }
 );
