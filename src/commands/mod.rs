@@ -6,6 +6,7 @@ mod archive_prefetch;
 mod archive_push;
 mod base_backup;
 mod demo;
+mod events;
 mod init;
 mod list;
 mod output;
@@ -59,6 +60,7 @@ enum Command {
     Recover(recover::Args),
     Status(status::Args),
     List(list::Args),
+    Events(events::Args),
     Sync(sync::Args),
     Resolve(resolve::Args),
     Demo(demo::Args),
@@ -101,6 +103,7 @@ pub fn main() -> u8 {
         Command::Recover(args) => recover::run(global, args),
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
+        Command::Events(args) => events::run(global, args),
         Command::Sync(args) => sync::run(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),

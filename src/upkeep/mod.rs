@@ -1,7 +1,14 @@
 //! Looking after what is archived. `status` says what there is and what can be recovered; `sync` copies what a repository
-//! lacks from one that has it; `resolve` settles which of two contents of one name is right.
+//! lacks from one that has it; `events` says when something was lost, and `digest` keeps in the repositories what the index
+//! found out; `resolve` settles which of two contents of one name is right; `bad_pages` is what backups found in the
+//! database.
 
+pub mod bad_pages;
+pub mod digest;
+pub mod events;
+mod flow;
 pub mod resolve;
 pub mod status;
 pub mod sync;
 mod unarchived;
+mod windows;
