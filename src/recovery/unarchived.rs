@@ -16,19 +16,22 @@ use std::path::Path;
 /// How much of a segment is read at once.
 const CHUNK: usize = 1 << 20;
 
-/// Refuses a data directory whose `pg_wal` holds commits that are archived nowhere. A copy that was told not to archive
+/// Refuses a data directory whose `pg_wal` (a link to `wal_dir`, where that is given) holds commits that are archived nowhere. A copy that was told not to archive
 /// has none that count. Fails with [`Kind::Server`], and with [`Kind::Repository`] where a repository cannot be asked.
 pub fn refuse_lost_commits(
     data_dir: &Path,
+    wal_dir: Option<&Path>,
     cluster: &str,
     sysid: SystemIdentifier,
     repositories: &[&Repository],
 ) -> Result<()> {
-    // What runs there is refused by the restore itself.
-    if does_not_archive(data_dir) || running_server(data_dir).is_some() {
+    let pg_wal = data_dir.join("pg_wal");
+    // What runs there is refused by the restore itself, and so is a link that may lead to another's WAL.
+    let is_refused = running_server(data_dir).is_some()
+        || pg_wal.is_symlink() && std::fs::read_link(&pg_wal).ok().as_deref() != wal_dir;
+    if is_refused || does_not_archive(data_dir) {
         return Ok(());
     }
-    let pg_wal = data_dir.join("pg_wal");
     let present = segments_in(&pg_wal, sysid)?;
     let archived = archived_of(&present, &ClusterKeys::new(cluster, sysid), repositories)?;
     let lost = || present.iter().filter(|name| !archived.contains(*name));
@@ -60,7 +63,8 @@ pub fn refuse_lost_commits(
         ),
     )
     .with_hint(format!(
-        "archive what holds them, in the order of the names: walden archive-push {}; or move it away, if they may be lost",
+        "if its server never runs again, archive what holds them, in the order of the names: walden archive-push {}; if they \
+         may be lost, or that server runs elsewhere, move it away",
         pg_wal.join(first.to_string()).display()
     )))
 }

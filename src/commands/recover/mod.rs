@@ -244,7 +244,9 @@ impl Recovery<'_> {
             owner,
         };
         if args.delta {
-            refuse_lost_commits(data_dir, &plan.cluster, plan.system_identifier, self.repositories)?;
+            let wal_dir = args.wal_dir.as_deref().map(durable::absolute).transpose().context("--wal-dir")?;
+            let (cluster, sysid) = (&plan.cluster, plan.system_identifier);
+            refuse_lost_commits(data_dir, wal_dir.as_deref(), cluster, sysid, self.repositories)?;
         }
         let restored = self.restore(&settings_options)?;
         (self.show)(text::restored(&restored, plan, data_dir));

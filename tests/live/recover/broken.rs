@@ -114,6 +114,64 @@ live_test!(
 
 live_test!(
     [15]
+    fn a_store_that_fails_at_any_call_never_makes_another_plan(pg: Installation) {
+        let story = Story::tell(&pg, 1);
+        story.site.walden.run(&["base-backup", "--fast"]).ok();
+        story.site.fill(2);
+        let opener = Opener::from_identity_file(&story.site.work.join("identity.txt")).expect("identity");
+        let (primary, faults) = faulty(&story.site, "primary");
+        let (replica, _) = faulty(&story.site, "replica");
+        let third = &story.after[2];
+        let kinds = [
+            Fault::Error(Moment::Before),
+            Fault::Timeout(Moment::Before),
+            Fault::Refusal,
+            Fault::Truncate,
+            Fault::Break,
+        ];
+        let (mut same, mut refused) = (0, 0);
+        let xid = format!("xid:{}", third.xid);
+        let alone = ["latest", "immediate", "name:between", &third.after, &xid];
+        let with_another = ["latest", &third.after];
+        let (alone, with_another) = ((vec![&primary], &alone[..]), (vec![&primary, &replica], &with_another[..]));
+        for (repositories, targets) in [alone, with_another] {
+            for until in targets {
+                let target = Target::parse(until, &jiff::Zoned::now()).expect("target");
+                let request = Request { target, ..request() };
+                let made = || {
+                    plan(&request, &repositories, &opener, &IndexHandle::absent()).map(|plan| {
+                        let mut plan = serde_json::to_value(plan).expect("JSON");
+                        // One whose summary cannot be read is left out.
+                        plan["backup_repositories"] = serde_json::Value::Null;
+                        plan
+                    })
+                };
+                faults.reset();
+                let healthy = made().expect("plan");
+                for (call, kind) in (1..=faults.calls()).flat_map(|call| kinds.map(|kind| (call, kind))) {
+                    faults.reset();
+                    faults.fail_at(call, kind);
+                    match made() {
+                        Ok(plan) => {
+                            assert_eq!(plan, healthy, "{until}, {kind:?} at call {call}");
+                            same += 1;
+                        }
+                        Err(error) => {
+                            let doubts = matches!(error.kind(), Kind::Repository | Kind::Corrupt);
+                            assert!(doubts, "{until}, {kind:?} at call {call}: {error}");
+                            refused += 1;
+                        }
+                    }
+                }
+            }
+        }
+        eprintln!("{same} times the same plan, {refused} times none");
+        assert!(same > 0 && refused > 0);
+    }
+);
+
+live_test!(
+    [15]
     fn killed_at_any_moment_it_leaves_nothing_that_starts_and_the_same_command_goes_on(pg: Installation) {
         let story = Story::tell(&pg, 4);
         let began = Instant::now();

@@ -79,6 +79,7 @@ live_test!(
         story.recover("copy", &["--until", "latest"]).ok();
         let before = fingerprints(&dir);
         let finished = delta(&story, &dir, &["--until", "latest", "--output", "json"]).ok();
+        assert!(!finished.stderr.contains("WARNING"), "{finished}");
         let report: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
         assert_eq!(report["restored"]["over_existing"], true, "{report}");
         assert!(report["restored"]["bytes"].as_u64().is_some_and(|bytes| bytes < 100_000), "{report}");
