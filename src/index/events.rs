@@ -85,17 +85,23 @@ impl FromStr for EventKind {
 }
 
 /// A relation that an event touched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EventRelation {
     /// Its OID, where the log tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oid: Option<u32>,
     /// The OID of its tablespace; 0 where the log does not tell.
     pub tablespace: u32,
-    /// The name of its file, `relfilenode`; 0 where the log does not tell.
+    /// The name of its file, `relfilenode`; 0 where the log does not tell, or it has none.
     pub filenode: u32,
+    /// The name of the new file of a table that was emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_filenode: Option<u32>,
     /// How many rows.
     pub rows: u64,
+    /// Whether the log leaves open that it is no table: names tell.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_be_no_table: bool,
 }
 
 /// One event.
@@ -241,7 +247,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let index = Index::open(&dir.path().join("i")).unwrap();
         let sysid = SystemIdentifier(u64::MAX);
-        let relation = EventRelation { oid: Some(16_384), tablespace: 1663, filenode: 16_390, rows: 5 };
+        let relation = EventRelation {
+            oid: Some(16_384),
+            tablespace: 1663,
+            filenode: 16_390,
+            rows: 5,
+            ..EventRelation::default()
+        };
         let event = |kind, time: i64, rows| EventRow {
             timeline: TimelineId(1),
             kind,

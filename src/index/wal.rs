@@ -198,7 +198,7 @@ impl Index {
         sql(write(), "record a copy")
     }
 
-    fn repository_id(&self, stamp: &RepositoryStamp) -> rusqlite::Result<i64> {
+    pub(super) fn repository_id(&self, stamp: &RepositoryStamp) -> rusqlite::Result<i64> {
         let known = self
             .connection
             .prepare_cached("SELECT id FROM repository WHERE url = ? AND cluster_id = ?")?
