@@ -3,6 +3,7 @@
 use super::facts::lsn_at;
 use super::{Index, sql};
 use crate::kind::Result;
+use crate::postgres::wal::events::{self as wal, Event};
 use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
 use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
@@ -144,6 +145,45 @@ pub struct EventFilter {
     pub kinds: Vec<EventKind>,
     /// With so many rows at least, of mass changes.
     pub min_rows: u64,
+}
+
+impl EventRow {
+    /// Returns an event of the log as the index keeps it.
+    pub fn of(event: &Event, timeline: TimelineId) -> Self {
+        let relations = event.relations.iter().map(|relation| EventRelation {
+            oid: relation.oid,
+            tablespace: relation.file.tablespace,
+            filenode: relation.file.relation,
+            new_filenode: relation.new_file.map(|file| file.relation),
+            rows: relation.rows,
+            may_be_no_table: relation.may_be_no_table,
+        });
+        let without_file = event.without_file.iter().map(|oid| EventRelation {
+            oid: Some(*oid),
+            may_be_no_table: true,
+            ..EventRelation::default()
+        });
+        Self {
+            timeline,
+            kind: match event.kind {
+                wal::EventKind::DropTable => EventKind::Drop,
+                wal::EventKind::Truncate => EventKind::Truncate,
+                wal::EventKind::Delete => EventKind::Delete,
+                wal::EventKind::Update => EventKind::Update,
+                wal::EventKind::DropDatabase => EventKind::DropDatabase,
+                wal::EventKind::RestorePoint => EventKind::RestorePoint,
+            },
+            time: jiff::Timestamp::from(event.time).as_microsecond(),
+            lsn: event.lsn,
+            end_lsn: event.end_lsn,
+            xid: event.xid,
+            database: event.database,
+            rows: event.rows,
+            name: event.name.clone().unwrap_or_default(),
+            relations: relations.chain(without_file).collect(),
+            uncertain: event.is_uncertain,
+        }
+    }
 }
 
 impl Index {

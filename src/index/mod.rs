@@ -14,6 +14,7 @@ mod listed;
 mod lookup;
 mod names;
 mod operations;
+mod reading;
 mod schema;
 mod wal;
 
@@ -27,6 +28,7 @@ pub use facts::{BadWal, KnownCommit, SegmentFacts, TimelineSwitch};
 pub use listed::ListedFile;
 pub use names::{DatabaseName, RelationName};
 pub use operations::Operation;
+pub use reading::Reading;
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};
