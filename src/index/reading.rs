@@ -2,10 +2,11 @@
 //! many of them: each leaves its contribution here, and a tracker goes over them one after the other.
 
 use super::events::EventRow;
+use super::facts::{FACTS, SegmentFacts, facts_at};
 use super::{ArchivedRow, Index, sql};
 use crate::kind::Result;
 use crate::postgres::wal::events::{CatalogFiles, Contribution, EventOptions, Tracker};
-use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
+use crate::postgres::{Lsn, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use rusqlite::{OptionalExtension, params};
 use std::collections::BTreeMap;
 
@@ -114,6 +115,9 @@ impl Index {
             for event in &events {
                 self.insert_event(sysid, &EventRow::of(event, next.timeline()), false)?;
             }
+            if let Some(shared) = tracker.shared_record().and_then(SegmentFacts::of_record) {
+                self.add_facts(sysid, next, &shared)?;
+            }
             self.extend_read(sysid, timeline, position, next.end())?;
         }
         let position = tracker.position();
@@ -174,6 +178,30 @@ impl Index {
             .query_row(params_of(sysid, timeline, start), |row| row.get(0))
             .optional()?;
         Ok(bytes.and_then(|bytes| Contribution::from_bytes(&bytes).ok()))
+    }
+
+    /// Adds what the record tells that ends in a segment and began in the one before.
+    fn add_facts(
+        &self,
+        sysid: SystemIdentifier,
+        to: &Contribution,
+        shared: &SegmentFacts,
+    ) -> rusqlite::Result<()> {
+        let Ok(size) = WalSegmentSize::new(u32::try_from(to.end() - to.start()).unwrap_or(0)) else {
+            return Ok(());
+        };
+        let name = WalSegmentName::containing(to.timeline(), to.start(), size).to_string();
+        let known: Vec<(i64, SegmentFacts)> = self
+            .connection
+            .prepare_cached(&format!(
+                "SELECT id, {FACTS} FROM wal WHERE sysid = ? AND name = ? AND aborts IS NOT NULL"
+            ))?
+            .query_map([sysid.to_string(), name.clone()], |row| Ok((row.get(0)?, facts_at(row, 1, &name)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (id, facts) in known {
+            self.replace_facts(id, &facts.after(shared))?;
+        }
+        shared.switches.iter().try_for_each(|switch| self.write_switch(sysid, switch))
     }
 
     fn extend_read(

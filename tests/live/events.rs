@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Cluster, Site, SiteOptions, Stop, Walden, live_test, run, user};
+use crate::support::{Cluster, ClusterOptions, Site, SiteOptions, Stop, Walden, live_test, run, tools, user};
 
 /// Returns what `walden events` says as JSON.
 fn events(walden: &Walden, arguments: &[&str]) -> Vec<serde_json::Value> {
@@ -132,5 +132,33 @@ live_test!(
         refused(&["--since", "latest"], 2, "is no time");
         fs::remove_dir_all(site.work.join("state")).expect("remove");
         refused(&[], 1, "there is no index at");
+    }
+);
+
+live_test!(
+    [15, 18]
+    fn every_commit_is_counted_also_where_two_segments_share_its_record(pg: Installation) {
+        let cluster = ClusterOptions::default().wal_segment_size_mb(1).setting("synchronous_commit", "off");
+        let site = Site::with(&pg, &SiteOptions { cluster, ..SiteOptions::default() });
+        let script = site.work.write("commit.sql", "select pg_current_xact_id();\n");
+        let first = site.cluster.switch_wal();
+        site.cluster.pgbench(&["-n", "-c", "4", "-t", "30000", "-f", &script.display().to_string()]);
+        let last = site.archive_a_segment();
+        let Some(waldump) = tools::pg_waldump(pg.major) else { return };
+        // All of them are still in pg_wal: there was no checkpoint.
+        let dir = site.cluster.data_dir().join("pg_wal");
+        let line = format!(
+            "{} -r Transaction -p {} {first} {last} | grep -c COMMIT",
+            waldump.display(),
+            dir.display()
+        );
+        let expected: i64 = tools::run_script(&line).stdout.trim().parse().expect("a number");
+        assert!(expected > 120_000, "{expected}");
+        let index = rusqlite::Connection::open(site.work.join("state/main/index.sqlite")).expect("the index");
+        let sum = "select sum(commits), count(*) from wal where name between ?1 and ?2 and length(name) = 24";
+        let (commits, segments): (i64, i64) =
+            index.query_row(sum, [&first, &last], |row| Ok((row.get(0)?, row.get(1)?))).expect("sum");
+        assert!(segments > 4, "{segments}");
+        assert_eq!(commits, expected);
     }
 );
