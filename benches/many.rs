@@ -26,7 +26,15 @@ fn main() {
         eprintln!("say in WALDEN which program to measure");
         std::process::exit(2);
     };
-    println!("{:<18}{:>22}{:>22}{:>22}", "archived before", "push, p50 ms", "known, p50 ms", "get, p50 ms");
+    println!(
+        "{:<18}{:>18}{:>18}{:>18}{:>22}{:>22}",
+        "archived before",
+        "push, p50 ms",
+        "known, p50 ms",
+        "get, p50 ms",
+        "events, p50 ms",
+        "of a table, p50 ms"
+    );
     for archived in [100, 200_000] {
         let site = Site::new(&program, archived);
         let segments = site.segments();
@@ -37,7 +45,9 @@ fn main() {
         let push = median(segments.iter().map(|name| site.push(name)).collect());
         let known = median((0..ANSWERS).map(|at| site.push(&segments[at % segments.len()])).collect());
         let get = median(segments.iter().map(|name| site.get(name)).collect());
-        println!("{archived:<18}{push:>22}{known:>22}{get:>22}");
+        let events = median((0..20).map(|_| site.run(&["events"])).collect());
+        let table = median((0..20).map(|_| site.run(&["events", "--table", "public.t7"])).collect());
+        println!("{archived:<18}{push:>18}{known:>18}{get:>18}{events:>22}{table:>22}");
     }
 }
 
@@ -92,6 +102,7 @@ impl Site {
         let index = Index::open(&self.path("state/main/index.sqlite")).expect("open the index");
         let segments = 100..100 + count;
         rows::fill_for(&index, segments.clone(), sysid, url, id);
+        rows::fill_events(&index, segments.clone(), sysid);
         for at in segments {
             let directory = cluster.join(format!("wal/00000001/{:08X}", at >> 8));
             std::fs::create_dir_all(&directory).expect("create a directory");

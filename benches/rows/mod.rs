@@ -3,8 +3,11 @@
 #![allow(dead_code, clippy::expect_used)]
 
 use std::ops::Range;
-use walden::index::{ArchivedRow, Fingerprint, Index, RepositoryStamp, SegmentFacts};
-use walden::postgres::{Lsn, SystemIdentifier};
+use walden::index::{
+    ArchivedRow, DatabaseName, EventKind, EventRelation, EventRow, Fingerprint, Index, RelationName,
+    RepositoryStamp, SegmentFacts,
+};
+use walden::postgres::{Lsn, SystemIdentifier, TimelineId};
 
 pub const SYSID: SystemIdentifier = SystemIdentifier(7_000_000_000_000_000_001);
 
@@ -64,4 +67,42 @@ pub fn fill_for(index: &Index, segments: Range<u64>, sysid: SystemIdentifier, ur
     for first in segments.step_by(1000) {
         record_for(index, first..(first + 1000).min(end), sysid, url, id);
     }
+}
+
+/// Records an event in every twentieth of the segments, and names of a hundred tables.
+pub fn fill_events(index: &Index, segments: Range<u64>, sysid: SystemIdentifier) {
+    const TABLES: u32 = 100;
+    let relations: Vec<RelationName> = (0..TABLES)
+        .map(|number| RelationName {
+            database: 5,
+            oid: 20_000 + number,
+            tablespace: 1663,
+            filenode: 20_000 + number,
+            kind: 'r',
+            name: format!("public.t{number}"),
+            seen: (0, 1),
+        })
+        .collect();
+    let databases = [DatabaseName { oid: 5, name: "app".to_owned(), seen: (0, 1) }];
+    index.record_names(sysid, &databases, &relations).expect("record names");
+    let event = |at: u64| EventRow {
+        timeline: TimelineId(1),
+        kind: EventKind::Delete,
+        time: at as i64 * 1_000_000,
+        lsn: Lsn((at << 24) + 4096),
+        end_lsn: Lsn((at << 24) + 4200),
+        xid: at as u32 + 1000,
+        database: 5,
+        rows: 5000,
+        name: String::new(),
+        relations: vec![EventRelation {
+            tablespace: 1663,
+            filenode: 20_000 + at as u32 / 20 % TABLES,
+            rows: 5000,
+            ..EventRelation::default()
+        }],
+        uncertain: false,
+    };
+    let events: Vec<EventRow> = segments.step_by(20).map(event).collect();
+    index.record_events(sysid, &events).expect("record events");
 }

@@ -59,7 +59,9 @@ fn assert_the_story_is_told(finished: &Finished, major: u32) {
         "ERROR:  relation \"orders\" does not exist",
         "$ walden status",
         "any moment from ",
-        "$ walden recover --until '",
+        "$ walden events --kind drop --table orders",
+        "public.orders in database postgres",
+        "$ walden recover --until lsn:",
         "The same count, the same checksum, the same last order.",
         "7000 orders, dropped at ",
     ] {
@@ -68,7 +70,7 @@ fn assert_the_story_is_told(finished: &Finished, major: u32) {
     assert!(!finished.stdout.contains('\x1b'), "colours off a terminal: {finished}");
     assert_eq!(finished.stderr, "", "{finished}");
     let last = finished.stdout.lines().last().expect("a last line");
-    assert!(last.contains("are back by --until '") && last.contains("Total time: "), "{last}");
+    assert!(last.contains("are back by --until lsn:") && last.contains("Total time: "), "{last}");
 }
 
 live_test!(

@@ -102,8 +102,8 @@ struct Rows {
 /// What the summary tells.
 struct Ending {
     rows: Rows,
-    /// A moment at which they were all there.
-    until: Timestamp,
+    /// Where recovery stopped, right before they were gone.
+    until: String,
     /// When they were gone.
     dropped: Timestamp,
     /// The restored server's.
@@ -124,11 +124,12 @@ impl Demo {
         let mut server = self.connect(PORT)?;
         self.first_orders(&mut server)?;
         self.back_up()?;
-        let (rows, until) = self.more_orders(&mut server)?;
-        let dropped = self.drop_table(&mut server, until)?;
+        let rows = self.more_orders(&mut server)?;
+        let dropped = self.drop_table(&mut server)?;
         server.close();
         self.show_status()?;
-        let port = self.recover(until)?;
+        let until = self.find_the_moment()?;
+        let port = self.recover(&until)?;
         self.compare(port, &rows)?;
         Ok(Ending { rows, until, dropped, port })
     }
@@ -143,10 +144,10 @@ impl Demo {
             self.story.say("Both servers are stopped and the directory is removed.")?;
         }
         self.story.summary(&format!(
-            "{} orders, dropped at {}, are back by --until '{}'. Total time: {:.1} s.",
+            "{} orders, dropped at {}, are back by --until {} --exclusive. Total time: {:.1} s.",
             ending.rows.count,
             ending.dropped.strftime("%Y-%m-%d %H:%M:%S%.3f+00"),
-            seconds(ending.until),
+            ending.until,
             began.elapsed().as_secs_f64()
         ))
     }
@@ -154,7 +155,7 @@ impl Demo {
     fn introduce(&mut self) -> Result<()> {
         let version = self.stage.server_version()?;
         let user = self.stage.user().map(|name| format!(", as user {name}")).unwrap_or_default();
-        self.story.heading("Walden demo: archive, back up, lose a table, get it back")?;
+        self.story.heading("Walden demo: archive, back up, lose a table, find the moment, get it back")?;
         self.story.say(&format!("PostgreSQL {version} in {}{user}", self.stage.dir().display()))
     }
 
@@ -202,30 +203,20 @@ impl Demo {
     fn back_up(&mut self) -> Result<()> {
         self.story.step("Take a base backup")?;
         self.story.say("Recovery begins with a backup and replays the archived log from there on.")?;
-        self.loud("walden base-backup --fast")
+        self.loud("walden base-backup --fast").map(drop)
     }
 
-    /// Returns the rows, and a moment at which they were all there.
-    fn more_orders(&mut self, server: &mut Server) -> Result<(Rows, Timestamp)> {
+    fn more_orders(&mut self, server: &mut Server) -> Result<Rows> {
         self.story.step("Take more orders")?;
         self.story.say("They are younger than the backup: only the archived log will have them.")?;
         self.insert(server, BATCHES[1])?;
-        let rows = self.rows(server)?;
-        // A whole second, as a person would type it.
-        let until = server
-            .clock()?
-            .round(jiff::TimestampRound::new().smallest(jiff::Unit::Second).mode(jiff::RoundMode::Ceil))
-            .context("round a time")?;
-        while server.clock()? <= until {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok((rows, until))
+        self.rows(server)
     }
 
     /// Returns when the table was gone.
-    fn drop_table(&mut self, server: &mut Server, until: Timestamp) -> Result<Timestamp> {
+    fn drop_table(&mut self, server: &mut Server) -> Result<Timestamp> {
         self.story.step("Lose the table")?;
-        self.story.say(&format!("The accident. At {} all was still well.", seconds(until)))?;
+        self.story.say("The accident. Nobody looks at the clock.")?;
         self.sql(server, "DROP TABLE orders;")?;
         let dropped = server.clock()?;
         self.story.prompt("SELECT count(*) FROM orders;")?;
@@ -243,14 +234,26 @@ impl Demo {
     fn show_status(&mut self) -> Result<()> {
         self.story.step("See what can be recovered")?;
         self.story.say("Every moment since the backup, up to what is archived.")?;
-        self.loud("walden status")
+        self.loud("walden status").map(drop)
+    }
+
+    /// Asks when it happened, and returns the target that comes right before it.
+    fn find_the_moment(&mut self) -> Result<String> {
+        self.story.step("Find out when it happened")?;
+        self.story.say("Walden has read the log that it archived. So it knows, to the record.")?;
+        let shown = self.loud("walden events --kind drop --table orders")?;
+        let words: Vec<&str> = shown.iter().flat_map(|line| line.split_whitespace()).collect();
+        let until = words.iter().find(|word| word.starts_with("lsn:"));
+        until
+            .map(|until| (*until).to_owned())
+            .ok_or_else(|| Error::other("walden events does not tell of the table"))
     }
 
     /// Recovers and returns the port of the restored server.
-    fn recover(&mut self, until: Timestamp) -> Result<u16> {
+    fn recover(&mut self, until: &str) -> Result<u16> {
         self.story.step("Recover to just before the accident")?;
         self.story.say("Into a new directory. The damaged server goes on running beside it.")?;
-        self.loud(&format!("walden recover --until '{}' --data-dir restored --start", seconds(until)))?;
+        self.loud(&format!("walden recover --until {until} --exclusive --data-dir restored --start"))?;
         // The fourth line (miscinit.h, LOCK_FILE_LINE_PORT).
         let path = self.stage.dir().join("restored/postmaster.pid");
         let text = std::fs::read_to_string(&path)
@@ -369,11 +372,15 @@ impl Demo {
     }
 
     /// Runs a command line of Walden's and shows it with its output.
-    fn loud(&mut self, line: &str) -> Result<()> {
+    fn loud(&mut self, line: &str) -> Result<Vec<String>> {
         self.story.command(line)?;
-        let story = &mut self.story;
-        let ended = self.stage.run(line, &mut |text| story.output(text))?;
-        self.check(line, &ended)
+        let (story, mut shown) = (&mut self.story, Vec::new());
+        let ended = self.stage.run(line, &mut |text| {
+            shown.push(text.to_owned());
+            story.output(text)
+        })?;
+        self.check(line, &ended)?;
+        Ok(shown)
     }
 
     /// Runs a command line and shows its output only in an error.
@@ -412,10 +419,6 @@ fn kind_of(code: i32) -> Kind {
         .into_iter()
         .find(|kind| i32::from(exit_code(*kind)) == code)
         .unwrap_or(Kind::Other)
-}
-
-fn seconds(time: Timestamp) -> String {
-    super::output::time(time)
 }
 
 #[cfg(test)]
