@@ -5,7 +5,7 @@
 //! others that write a table anew make a transient relation and delete that. TRUNCATE gives a relation that stays a
 //! file into which nothing is written, whereas an index is never without a page.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::super::super::{Lsn, PgTimestamp};
 use super::super::RelFileLocator;
@@ -189,23 +189,24 @@ impl Files {
         );
         files.is_uncertain |= found.is_none();
         let found = found.unwrap_or_else(|| vec![None; entries.len()]);
-        for (entry, found) in entries.iter().zip(found) {
-            if !entry.was_there {
-                continue;
-            }
-            let file = found.and_then(|at| old.get(at)).copied();
+        let removed: Vec<Option<RelFileLocator>> =
+            found.into_iter().map(|found| found.and_then(|at| old.get(at)).copied()).collect();
+        let origins = files.origins(&entries, &removed);
+        for (entry, file) in entries.iter().zip(removed).filter(|(entry, _)| entry.was_there) {
             // A relation's first file bears the number that is its OID.
             let oid = |file: RelFileLocator| {
                 entry.oid.or_else(|| locks.contains(&file.relation).then_some(file.relation))
             };
             match (&entry.call, file) {
                 (Call::Gone { class: Class::Other, .. }, Some(file)) => {
+                    let file = origins.get(&file).copied().unwrap_or(file);
                     files.dropped.push(EventRelation { oid: oid(file), ..relation(file) });
                 }
                 (Call::Gone { class: Class::Other, attributes }, None) if *attributes > SYSTEM_ATTRIBUTES => {
                     files.without_file.extend(entry.oid);
                 }
                 (Call::NewFile(new), Some(file)) if new.is_emptied_table(file) => {
+                    let file = origins.get(&file).copied().unwrap_or(file);
                     files.emptied.push(EventRelation {
                         oid: oid(file),
                         new_file: Some(new.file),
@@ -216,7 +217,46 @@ impl Files {
                 _ => {}
             }
         }
+        // Emptied several times, or emptied and dropped: once is enough.
+        let mut seen: HashSet<RelFileLocator> = HashSet::new();
+        let mut is_new = |relation: &EventRelation| seen.insert(relation.file);
+        files.dropped.retain(&mut is_new);
+        files.emptied.retain(&mut is_new);
         files
+    }
+
+    /// Returns for files that the transaction made and removed again the ones that their relations had before.
+    fn origins(
+        &self,
+        entries: &[Entry],
+        removed: &[Option<RelFileLocator>],
+    ) -> HashMap<RelFileLocator, RelFileLocator> {
+        let is_made = |file: &RelFileLocator| self.made.contains(&file.relation);
+        let mut origins = HashMap::new();
+        let (mut transient, mut heirs) = (Vec::new(), Vec::new());
+        for (entry, file) in entries.iter().zip(removed) {
+            let Some(file) = *file else { continue };
+            match &entry.call {
+                Call::NewFile(new) => {
+                    let origin = origins.get(&file).copied().unwrap_or(file);
+                    origins.insert(new.file, origin);
+                }
+                // The transient relation of a table that was written anew takes the table's old file with it.
+                Call::Gone { class: Class::Other, .. } if !entry.was_there && !is_made(&file) => {
+                    transient.push(file);
+                }
+                Call::Gone { class: Class::Other, .. }
+                    if entry.was_there && is_made(&file) && !origins.contains_key(&file) =>
+                {
+                    heirs.push(file);
+                }
+                Call::Gone { .. } => {}
+            }
+        }
+        if transient.len() == heirs.len() {
+            origins.extend(heirs.into_iter().zip(transient));
+        }
+        origins
     }
 
     /// Makes the best of a transaction whose changes to pg_class were not recognised: the catalog was written anew, and
