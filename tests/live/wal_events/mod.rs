@@ -1,5 +1,6 @@
 //! Events out of the WAL of real servers: each is what the script did, none is missing, none is too many.
 
+mod names;
 mod script;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,9 +114,9 @@ fn size() -> WalSegmentSize {
 }
 
 /// Reads a segment by itself.
-fn contribution(name: WalSegmentName, bytes: &[u8]) -> Contribution {
+fn contribution(name: WalSegmentName, bytes: &[u8], options: &EventOptions) -> Contribution {
     let mut reader = RecordReader::new(ReaderOptions::default(), None);
-    let mut scanner = EventScanner::new(EventOptions::default());
+    let mut scanner = EventScanner::new(options.clone());
     bytes.chunks(100_000).for_each(|chunk| reader.push(chunk, &mut scanner));
     let contribution = scanner.finish(name, size(), reader.finish().carry);
     let bytes = contribution.to_bytes();
@@ -126,15 +127,18 @@ fn contribution(name: WalSegmentName, bytes: &[u8]) -> Contribution {
 
 /// Returns the events of segments that were each read by itself, the last one first.
 fn each_by_itself(segments: &[(WalSegmentName, Vec<u8>)]) -> Vec<Event> {
+    each_by_itself_with(segments, &EventOptions::default())
+}
+
+fn each_by_itself_with(segments: &[(WalSegmentName, Vec<u8>)], options: &EventOptions) -> Vec<Event> {
     let mut contributions: Vec<Contribution> =
-        segments.iter().rev().map(|(name, bytes)| contribution(*name, bytes)).collect();
+        segments.iter().rev().map(|(name, bytes)| contribution(*name, bytes, options)).collect();
     contributions.reverse();
-    let options = EventOptions::default;
-    let mut tracker = Tracker::new(TimelineId(1), segments[0].0.start(size()), options());
+    let mut tracker = Tracker::new(TimelineId(1), segments[0].0.start(size()), options.clone());
     let mut events = Vec::new();
     for contribution in &contributions {
         events.extend(tracker.advance(contribution).unwrap());
-        tracker = Tracker::from_bytes(&tracker.to_bytes(), options()).unwrap();
+        tracker = Tracker::from_bytes(&tracker.to_bytes(), options.clone()).unwrap();
     }
     assert_eq!(tracker.position(), segments.last().unwrap().0.end(size()));
     events

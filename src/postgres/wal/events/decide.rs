@@ -25,6 +25,8 @@ enum Call {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     Index,
+    /// A partitioned or a foreign table.
+    WithoutFile,
     Toast,
     Sequence,
     /// A table, a view, anything else.
@@ -50,6 +52,8 @@ struct Entry {
     was_there: bool,
     /// Its OID, where that is known.
     oid: Option<u32>,
+    /// Whether it was a partition, or an index of one.
+    is_partition: bool,
 }
 
 /// Returns the events of a transaction that did `activity`; none if it was aborted.
@@ -80,7 +84,7 @@ pub(super) fn decide(
     let files = if activity.steps.is_empty() && end.dropped.is_empty() {
         Files::default()
     } else {
-        Files::of(end, &activity)
+        Files::of(end, &activity, options)
     };
     for (kind, relations) in [(EventKind::DropTable, files.dropped), (EventKind::Truncate, files.emptied)] {
         let Some(first) = relations.first() else { continue };
@@ -155,7 +159,7 @@ struct Files {
 }
 
 impl Files {
-    fn of(end: &End, activity: &Activity) -> Self {
+    fn of(end: &End, activity: &Activity, options: &EventOptions) -> Self {
         let mut entries = entries(activity);
         let old: Vec<RelFileLocator> = end.dropped.iter().rev().copied().collect();
         let steps = || activity.steps.iter().map(|(_, step)| step);
@@ -202,6 +206,7 @@ impl Files {
                     let file = origins.get(&file).copied().unwrap_or(file);
                     files.dropped.push(EventRelation { oid: oid(file), ..relation(file) });
                 }
+                (Call::Gone { class: Class::WithoutFile, .. }, _) => files.without_file.extend(entry.oid),
                 (Call::Gone { class: Class::Other, attributes }, None) if *attributes > SYSTEM_ATTRIBUTES => {
                     files.without_file.extend(entry.oid);
                 }
@@ -219,7 +224,8 @@ impl Files {
         }
         // Emptied several times, or emptied and dropped: once is enough.
         let mut seen: HashSet<RelFileLocator> = HashSet::new();
-        let mut is_new = |relation: &EventRelation| seen.insert(relation.file);
+        let is_catalog = |file: RelFileLocator| options.catalogs.oid(file).is_some();
+        let mut is_new = |relation: &EventRelation| seen.insert(relation.file) && !is_catalog(relation.file);
         files.dropped.retain(&mut is_new);
         files.emptied.retain(&mut is_new);
         files
@@ -293,7 +299,7 @@ fn entries(activity: &Activity) -> Vec<Entry> {
         })
         .collect();
     let mut pending: Option<NewFile> = None;
-    let (mut attributes, mut index, mut types) = (0u32, false, false);
+    let (mut attributes, mut index, mut types, mut no_file) = (0u32, false, false, false);
     let mut locks = 0usize;
     let mut last_lock = None;
     for (_, step) in &activity.steps {
@@ -329,7 +335,7 @@ fn entries(activity: &Activity) -> Vec<Entry> {
                     let kind = row.kind;
                     let oid = row.oid.or(new.oid);
                     let call = Call::NewFile(NewFile { kind, oid, is_table: kind == Some(b'r'), ..new });
-                    entries.push(Entry { call, was_there: !is_own, oid });
+                    entries.push(Entry { call, was_there: !is_own, oid, is_partition: false });
                 }
             }
             Step::AttributeDelete(count) => attributes = attributes.saturating_add(*count),
@@ -338,6 +344,7 @@ fn entries(activity: &Activity) -> Vec<Entry> {
             Step::ClassDelete { at } => {
                 let class = match entries.last().map(|entry| &entry.call) {
                     _ if index => Class::Index,
+                    _ if no_file => Class::WithoutFile,
                     Some(Call::Gone { class: Class::Index, attributes: TOAST_INDEX_ATTRIBUTES })
                         if !types && attributes == TOAST_ATTRIBUTES =>
                     {
@@ -346,8 +353,16 @@ fn entries(activity: &Activity) -> Vec<Entry> {
                     _ => Class::Other,
                 };
                 let call = Call::Gone { class, attributes };
-                entries.push(Entry { call, was_there: !made_rows.remove(at), oid: None });
-                (attributes, index, types) = (0, false, false);
+                let was_there = !made_rows.remove(at);
+                entries.push(Entry { call, was_there, oid: None, is_partition: false });
+                (attributes, index, types, no_file) = (0, false, false, false);
+            }
+            Step::NoFileDelete => no_file = true,
+            // Of an index it goes right after the row of pg_class.
+            Step::InheritsDelete if attributes == 0 => {
+                if let Some(entry) = entries.last_mut() {
+                    entry.is_partition = true;
+                }
             }
             Step::SequenceDelete => {
                 if let Some(Entry { call: Call::Gone { class, .. }, .. }) = entries.last_mut() {
@@ -359,7 +374,10 @@ fn entries(activity: &Activity) -> Vec<Entry> {
                 last_lock = Some(*relation);
             }
             Step::Truncate { relations } => name_emptied(&mut entries, relations),
-            Step::Filled { .. } | Step::DatabaseDelete | Step::DatabaseFiles { .. } => {}
+            Step::InheritsDelete
+            | Step::Filled { .. }
+            | Step::DatabaseDelete
+            | Step::DatabaseFiles { .. } => {}
         }
     }
     find_tables(&mut entries);
@@ -437,6 +455,7 @@ impl Entry {
                 5
             }
             (Call::NewFile(_), _) => 0,
+            (Call::Gone { class: Class::WithoutFile, .. }, _) => 100,
             (Call::Gone { class, attributes }, _) => {
                 1 + u32::from(*class == Class::Other && *attributes <= SYSTEM_ATTRIBUTES) * 4
             }
@@ -449,6 +468,9 @@ impl Entry {
             (_, Some(oid)) if numbers.contains(&oid) => 100,
             (Call::NewFile(_), _) => 50,
             (Call::Gone { class: Class::Other, attributes }, _) if *attributes <= SYSTEM_ATTRIBUTES => 1,
+            (Call::Gone { class: Class::WithoutFile, .. }, _) => 0,
+            // It may be that of a partitioned table.
+            (Call::Gone { class: Class::Index, .. }, _) if !self.is_partition => 2,
             (Call::Gone { .. }, _) => 3,
         }
     }

@@ -91,6 +91,11 @@ impl Writer {
         self.record(rmid, info, xid, &main_data(data))
     }
 
+    /// Returns how many bytes are left on the page.
+    pub(in crate::postgres::wal) fn room(&self) -> usize {
+        BLOCK_SIZE - self.bytes.len() % BLOCK_SIZE
+    }
+
     /// Writes records so that the next one begins `left` bytes before the end of a segment.
     pub(in crate::postgres::wal) fn fill_segment(&mut self, left: usize) {
         self.fill(SEGMENT, left);

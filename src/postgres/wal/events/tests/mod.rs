@@ -127,6 +127,7 @@ fn a_hole_makes_what_was_open_uncertain_and_nothing_else() {
     wal.main_data(8, 0x10, 0, &running);
     (0..1500).for_each(|_| delete(&mut wal, 900, 20_000));
     end(&mut wal, COMMIT, 900, 100, &[], &[]);
+    wal.switch();
     let segments = wal.segments();
     let mut tracker = Tracker::new(TimelineId(1), name(0).start(size()), options());
     assert!(tracker.advance(&contribution(0, &segments[0], true)).unwrap().is_empty());

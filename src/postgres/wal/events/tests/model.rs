@@ -95,7 +95,12 @@ proptest! {
                     end(&mut wal, ABORT, xid, 5, &[], &[]);
                     open.retain(|(of, _), _| *of != xid);
                 }
-                Act::Fill { left } => wal.fill_segment(left),
+                Act::Fill { left } => {
+                    while wal.room() < left + 32 {
+                        wal.main_data(HEAP, 0, 9, &[0; 60]);
+                    }
+                    wal.fill_segment(left);
+                }
             }
         }
         let mut found: Vec<_> = each_by_itself(&wal.segments())
