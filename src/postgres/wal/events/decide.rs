@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::super::super::{Lsn, PgTimestamp};
 use super::super::RelFileLocator;
 use super::activity::{Activity, Step};
-use super::align::align;
+use super::align::{Costs, align};
 use super::contribution::End;
 use super::event::{Event, EventKind, EventOptions, EventRelation};
 
@@ -25,6 +25,7 @@ enum Call {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     Index,
+    ToastIndex,
     /// A partitioned or a foreign table.
     WithoutFile,
     Toast,
@@ -185,14 +186,31 @@ impl Files {
         }
         name_gone(&mut entries, &end.statistics);
         let numbers: HashSet<u32> = old.iter().map(|file| file.relation).collect();
-        let found = align(
-            entries.len(),
-            old.len(),
-            |i, j| entries[i].cost(&old[j], &numbers),
-            |i| entries[i].cost_of_none(&numbers),
-        );
-        files.is_uncertain |= found.is_none();
-        let found = found.unwrap_or_else(|| vec![None; entries.len()]);
+        let has_fileless =
+            entries.iter().any(|entry| matches!(entry.call, Call::Gone { class: Class::WithoutFile, .. }));
+        let costs = Costs {
+            of_match: |i: usize, j: usize| entries[i].cost(&old[j], &numbers),
+            of_none: |i: usize| entries[i].cost_of_none(&numbers, has_fileless),
+            of_pair: |i: usize, j: usize| {
+                let pair = [&entries[i], &entries[i + 1]];
+                let is_toast = matches!(pair[1].call, Call::Gone { class: Class::Toast, .. });
+                // The OID of the index comes right after that of the TOAST table, and so do the numbers of their files.
+                let is_first = old[j].relation == old[j + 1].relation.wrapping_add(1);
+                let cost = pair[0].cost(&old[j], &numbers) + pair[1].cost(&old[j + 1], &numbers);
+                is_toast.then(|| cost.saturating_sub(2 * APART) + u32::from(!is_first))
+            },
+        };
+        let found = align(entries.len(), old.len(), &costs).unwrap_or_else(|| {
+            files.is_uncertain = true;
+            let places: HashMap<u32, usize> =
+                old.iter().enumerate().map(|(at, file)| (file.relation, at)).collect();
+            let place = |entry: &Entry| entry.oid.and_then(|oid| places.get(&oid).copied());
+            let found: Vec<_> = entries.iter().map(place).collect();
+            if found.iter().all(Option::is_none) {
+                files.guess(end, &old);
+            }
+            found
+        });
         let removed: Vec<Option<RelFileLocator>> =
             found.into_iter().map(|found| found.and_then(|at| old.get(at)).copied()).collect();
         let origins = files.origins(&entries, &removed);
@@ -282,6 +300,8 @@ impl Files {
 
 /// Tables have so many columns of which nobody speaks (`ctid`, `xmin`, …); indexes and views have none.
 const SYSTEM_ATTRIBUTES: u32 = 6;
+/// It costs so much if a TOAST table has a file and its index none, or the other way round.
+const APART: u32 = 10;
 /// The rows in pg_attribute of a TOAST table, and of its index.
 const TOAST_ATTRIBUTES: u32 = SYSTEM_ATTRIBUTES + 3;
 const TOAST_INDEX_ATTRIBUTES: u32 = 2;
@@ -352,6 +372,11 @@ fn entries(activity: &Activity) -> Vec<Entry> {
                     }
                     _ => Class::Other,
                 };
+                if class == Class::Toast
+                    && let Some(Entry { call: Call::Gone { class, .. }, .. }) = entries.last_mut()
+                {
+                    *class = Class::ToastIndex;
+                }
                 let call = Call::Gone { class, attributes };
                 let was_there = !made_rows.remove(at);
                 entries.push(Entry { call, was_there, oid: None, is_partition: false });
@@ -359,7 +384,7 @@ fn entries(activity: &Activity) -> Vec<Entry> {
             }
             Step::NoFileDelete => no_file = true,
             // Of an index it goes right after the row of pg_class.
-            Step::InheritsDelete if attributes == 0 => {
+            Step::InheritsDelete if attributes == 0 && !types => {
                 if let Some(entry) = entries.last_mut() {
                     entry.is_partition = true;
                 }
@@ -456,6 +481,7 @@ impl Entry {
             }
             (Call::NewFile(_), _) => 0,
             (Call::Gone { class: Class::WithoutFile, .. }, _) => 100,
+            (Call::Gone { class: Class::Toast | Class::ToastIndex, .. }, _) => 1 + APART,
             (Call::Gone { class, attributes }, _) => {
                 1 + u32::from(*class == Class::Other && *attributes <= SYSTEM_ATTRIBUTES) * 4
             }
@@ -463,14 +489,15 @@ impl Entry {
     }
 
     /// Returns how unlikely it is that this removed no file.
-    fn cost_of_none(&self, numbers: &HashSet<u32>) -> u32 {
+    fn cost_of_none(&self, numbers: &HashSet<u32>, has_fileless: bool) -> u32 {
         match (&self.call, self.oid) {
             (_, Some(oid)) if numbers.contains(&oid) => 100,
             (Call::NewFile(_), _) => 50,
             (Call::Gone { class: Class::Other, attributes }, _) if *attributes <= SYSTEM_ATTRIBUTES => 1,
             (Call::Gone { class: Class::WithoutFile, .. }, _) => 0,
-            // It may be that of a partitioned table.
-            (Call::Gone { class: Class::Index, .. }, _) if !self.is_partition => 2,
+            // That of a partition has one; another may be that of a partitioned table.
+            (Call::Gone { class: Class::Index, .. }, _) if self.is_partition => 6,
+            (Call::Gone { class: Class::Index, .. }, _) if has_fileless => 2,
             (Call::Gone { .. }, _) => 3,
         }
     }
