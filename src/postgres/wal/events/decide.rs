@@ -197,7 +197,7 @@ impl Files {
                 // The OID of the index comes right after that of the TOAST table, and so do the numbers of their files.
                 let is_first = old[j].relation == old[j + 1].relation.wrapping_add(1);
                 let cost = pair[0].cost(&old[j], &numbers) + pair[1].cost(&old[j + 1], &numbers);
-                is_toast.then(|| cost.saturating_sub(2 * APART) + u32::from(!is_first))
+                is_toast.then(|| cost.saturating_sub(2 * APART) + 2 * u32::from(!is_first))
             },
         };
         let found = align(entries.len(), old.len(), &costs).unwrap_or_else(|| {
@@ -497,7 +497,7 @@ impl Entry {
             (Call::Gone { class: Class::WithoutFile, .. }, _) => 0,
             // That of a partition has one; another may be that of a partitioned table.
             (Call::Gone { class: Class::Index, .. }, _) if self.is_partition => 6,
-            (Call::Gone { class: Class::Index, .. }, _) if has_fileless => 2,
+            (Call::Gone { class: Class::Index, .. }, _) if has_fileless => 1,
             (Call::Gone { .. }, _) => 3,
         }
     }
