@@ -14,6 +14,8 @@ use crate::progress::Progress;
 use crate::repository::backup::new_backup_id;
 use crate::repository::{ClusterKeys, ClusterState, Repository, ask_all};
 use crate::server::Server;
+use crate::upkeep::digest::write_digest;
+use crate::upkeep::names::take_names;
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -94,7 +96,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let ready = with_space(ready, &mut failed, &keys, &found)?;
 
     let mut attempt = prepare(args, &config, &found, &ready, &keys, failed.is_empty(), &mut options);
-    let destinations = Destinations::new(keys, &options.id, ready, failed);
+    let destinations = Destinations::new(keys.clone(), &options.id, ready, failed);
     let operation = index.log_start("base-backup", &options.id);
     let began = Instant::now();
     let progress = Progress::new();
@@ -117,6 +119,8 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         journal.finish();
     }
     note_bad_pages(&index, &taken);
+    take_names(&server, sysid, &index);
+    write_digest(&keys, sysid, &complete, &sealer, &index, true);
     report(args, &taken, &complete, began.elapsed())?;
     let id = &taken.summary.id;
     if let Some((repository, error)) = failed.into_iter().next() {

@@ -7,6 +7,7 @@ mod archive_push;
 mod base_backup;
 mod demo;
 mod events;
+mod index;
 mod init;
 mod list;
 mod output;
@@ -61,6 +62,7 @@ enum Command {
     Status(status::Args),
     List(list::Args),
     Events(events::Args),
+    Index(index::Args),
     Sync(sync::Args),
     Resolve(resolve::Args),
     Demo(demo::Args),
@@ -104,6 +106,7 @@ pub fn main() -> u8 {
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
         Command::Events(args) => events::run(global, args),
+        Command::Index(args) => index::run(global, args),
         Command::Sync(args) => sync::run(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),

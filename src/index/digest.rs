@@ -230,7 +230,12 @@ mod tests {
             database: 5,
             rows: 0,
             name: String::new(),
-            relations: vec![EventRelation { oid: Some(1), tablespace: 2, filenode: 3, rows: 0 }],
+            relations: vec![EventRelation {
+                oid: Some(1),
+                tablespace: 2,
+                filenode: 3,
+                ..EventRelation::default()
+            }],
             uncertain: true,
         };
         old.record_events(sysid, std::slice::from_ref(&event)).unwrap();
@@ -258,7 +263,8 @@ mod tests {
 
         new.take_digest(sysid, &read).unwrap();
         assert_eq!(new.events(sysid, &crate::index::EventFilter::default()).unwrap(), [event]);
-        assert_eq!(new.last_commit_within(sysid, name, name).unwrap(), Some((30, Lsn(u64::MAX))));
+        let segment = name.parse().unwrap();
+        assert_eq!(new.last_commit_within(sysid, segment, segment).unwrap().unwrap().lsn, Lsn(u64::MAX));
         assert_eq!(new.relation_by_oid(sysid, 5, 1, 0).unwrap(), Some(relation));
         assert_eq!(new.database_name(sysid, 5, 0).unwrap().as_deref(), Some("app"));
         assert_eq!(new.undigested_segments(sysid).unwrap(), 0, "it is told already");

@@ -3,7 +3,7 @@
 use super::{Index, sql};
 use crate::kind::Result;
 use crate::postgres::wal::SegmentSummary;
-use crate::postgres::{Lsn, PgTimestamp, SystemIdentifier};
+use crate::postgres::{Lsn, PgTimestamp, SystemIdentifier, WalSegmentName};
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,7 @@ ALTER TABLE wal ADD COLUMN bad_reason TEXT;
 ALTER TABLE wal ADD COLUMN digested INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX wal_undigested ON wal (sysid) WHERE digested = 0 AND aborts IS NOT NULL;
 CREATE INDEX wal_commits ON wal (sysid, name) WHERE commits > 0;
+CREATE INDEX wal_archived ON wal (archived_at);
 CREATE INDEX wal_bad ON wal (sysid, name) WHERE bad_reason IS NOT NULL;
 CREATE TABLE timeline_switch (
     sysid    TEXT NOT NULL,
@@ -93,14 +94,45 @@ impl SegmentFacts {
     /// Returns what is kept of a segment's summary; none where the version of its WAL is not known.
     pub fn of(segment: &str, summary: &SegmentSummary) -> Option<Self> {
         summary.major_version?;
+        Some(Self::read(segment, summary))
+    }
+
+    /// Returns what a single record tells; none if that is nothing.
+    pub fn of_record(summary: &SegmentSummary) -> Option<Self> {
+        let facts = Self::read("", summary);
+        (facts != Self::default()).then_some(facts)
+    }
+
+    /// Returns these facts with those of a record right before them.
+    #[must_use]
+    pub fn after(self, before: &Self) -> Self {
+        let earlier = |a: Option<i64>, b: Option<i64>| a.into_iter().chain(b).min();
+        Self {
+            commits: self.commits + before.commits,
+            aborts: self.aborts + before.aborts,
+            first_commit: earlier(self.first_commit, before.first_commit),
+            last_commit: self.last_commit.max(before.last_commit),
+            last_end: self.last_end.max(before.last_end),
+            first_commit_lsn: before.first_commit_lsn.or(self.first_commit_lsn),
+            last_commit_lsn: self.last_commit_lsn.or(before.last_commit_lsn),
+            last_commit_end_lsn: self.last_commit_end_lsn.or(before.last_commit_end_lsn),
+            checkpoints: self.checkpoints + before.checkpoints,
+            last_checkpoint_lsn: self.last_checkpoint_lsn.or(before.last_checkpoint_lsn),
+            switches: before.switches.iter().chain(&self.switches).copied().collect(),
+            bad: self.bad,
+        }
+    }
+
+    fn read(segment: &str, summary: &SegmentSummary) -> Self {
         let switches = summary.timeline_switches.iter().map(|switch| TimelineSwitch {
             timeline: switch.timeline.0,
             previous: switch.previous.0,
             lsn: switch.lsn,
             time: us(switch.time),
         });
-        let bad = summary.bad_record.as_ref().filter(|bad| !bad.is_end_of_wal);
-        Some(Self {
+        // Also where it looks like the end of all WAL: the server handed the segment over as complete.
+        let bad = summary.bad_record.as_ref();
+        Self {
             commits: summary.commits,
             aborts: summary.aborts,
             first_commit: summary.min_commit_time.map(us),
@@ -117,7 +149,7 @@ impl SegmentFacts {
                 lsn: bad.lsn,
                 reason: bad.reason.clone(),
             }),
-        })
+        }
     }
 }
 
@@ -132,6 +164,13 @@ impl Index {
     ) -> rusqlite::Result<()> {
         self.update_facts("id = ?1 AND aborts IS NULL", facts, &[&wal_id])?;
         facts.switches.iter().try_for_each(|switch| self.write_switch(sysid, switch))
+    }
+
+    /// Writes facts that are more than what was known.
+    pub(super) fn replace_facts(&self, wal_id: i64, facts: &SegmentFacts) -> rusqlite::Result<()> {
+        self.update_facts("id = ?1", facts, &[&wal_id])?;
+        self.connection.prepare_cached("UPDATE wal SET digested = 0 WHERE id = ?")?.execute([wal_id])?;
+        Ok(())
     }
 
     /// Takes over what somebody else found out about a content; what was found out later counts.
@@ -223,28 +262,77 @@ impl Index {
         sql(read(), "look for bad records")
     }
 
-    /// Returns the last commit in the segments `first` to `last`, by name: its latest time in µs since 1970, and where the
-    /// record begins. None: no commit is known in them.
+    /// Returns the last commit in the segments `first` to `last` of one timeline. None: no commit is known in them.
     pub fn last_commit_within(
         &self,
         sysid: SystemIdentifier,
-        first: &str,
-        last: &str,
-    ) -> Result<Option<(i64, Lsn)>> {
+        first: WalSegmentName,
+        last: WalSegmentName,
+    ) -> Result<Option<KnownCommit>> {
         let read = self
             .connection
             .prepare_cached(
-                "SELECT last_commit, last_commit_lsn FROM wal INDEXED BY wal_commits
+                "SELECT name, last_commit, last_commit_lsn FROM wal INDEXED BY wal_commits
                  WHERE sysid = ? AND name BETWEEN ? AND ? AND commits > 0 ORDER BY name DESC LIMIT 1",
             )
             .and_then(|mut statement| {
-                let key = params![sysid.to_string(), first, last];
-                statement
-                    .query_row(key, |row| Ok((row.get(0)?, lsn_at(row, 1)?.unwrap_or_default())))
-                    .optional()
+                let key = params![sysid.to_string(), first.to_string(), last.to_string()];
+                let read = |row: &Row<'_>| {
+                    let name: String = row.get(0)?;
+                    Ok((name, row.get(1)?, lsn_at(row, 2)?.unwrap_or_default()))
+                };
+                statement.query_row(key, read).optional()
             });
-        sql(read, "look for the last commit")
+        let found: Option<(String, i64, Lsn)> = sql(read, "look for the last commit")?;
+        Ok(found.and_then(|(name, time, lsn)| Some(KnownCommit { segment: name.parse().ok()?, time, lsn })))
     }
+
+    /// Returns how many of the segments `first` to `last` of one timeline were read.
+    pub fn segments_read(
+        &self,
+        sysid: SystemIdentifier,
+        first: WalSegmentName,
+        last: WalSegmentName,
+    ) -> Result<u64> {
+        let read = self
+            .connection
+            .prepare_cached(
+                "SELECT count(DISTINCT name) FROM wal
+                 WHERE sysid = ? AND name BETWEEN ? AND ? AND length(name) = 24 AND aborts IS NOT NULL",
+            )
+            .and_then(|mut statement| {
+                let key = params![sysid.to_string(), first.to_string(), last.to_string()];
+                statement.query_row(key, |row| row.get::<_, i64>(0))
+            });
+        Ok(sql(read, "count segments that were read")?.cast_unsigned())
+    }
+
+    /// Returns how many segments were archived since `since` (µs since 1970), and when the first of them was.
+    pub fn archived_since(&self, sysid: SystemIdentifier, since: i64) -> Result<(u64, Option<i64>)> {
+        let read = self
+            .connection
+            .prepare_cached(
+                "SELECT count(*), min(archived_at) FROM wal
+                 WHERE archived_at >= ? AND sysid = ? AND length(name) = 24",
+            )
+            .and_then(|mut statement| {
+                statement.query_row(params![since, sysid.to_string()], |row| {
+                    Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
+                })
+            });
+        sql(read, "count what was archived lately")
+    }
+}
+
+/// A commit that the index knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownCommit {
+    /// Its segment.
+    pub segment: WalSegmentName,
+    /// The latest time of a commit in the segment, in µs since 1970.
+    pub time: i64,
+    /// Where the last commit's record begins.
+    pub lsn: Lsn,
 }
 
 /// The columns of [`SegmentFacts`].
@@ -314,11 +402,21 @@ mod tests {
         put("000000010000000000000003", &with(0, 0));
         let bad = BadWal { segment: "000000010000000000000004".into(), lsn: Lsn(40), reason: "torn".into() };
         put("000000010000000000000004", &SegmentFacts { bad: Some(bad.clone()), ..with(0, 0) });
-        let last = |first: &str, last: &str| index.last_commit_within(sysid, first, last).unwrap();
+        let last = |first: &str, last: &str| {
+            let found =
+                index.last_commit_within(sysid, first.parse().unwrap(), last.parse().unwrap()).unwrap();
+            found.map(|commit| (commit.time, commit.lsn))
+        };
         assert_eq!(last("000000010000000000000001", "000000010000000000000004"), Some((20, Lsn(20))));
         assert_eq!(last("000000010000000000000001", "000000010000000000000001"), Some((10, Lsn(10))));
         assert_eq!(last("000000010000000000000003", "000000010000000000000004"), None);
         assert_eq!(index.bad_wal(sysid, 10).unwrap(), [bad]);
+        let read = |first: &str, last: &str| {
+            index.segments_read(sysid, first.parse().unwrap(), last.parse().unwrap()).unwrap()
+        };
+        assert_eq!(read("000000010000000000000002", "000000010000000000000009"), 3);
+        assert_eq!(index.archived_since(sysid, 0).unwrap().0, 4);
+        assert_eq!(index.archived_since(sysid, i64::MAX).unwrap(), (0, None));
         put("000000010000000000000002", &with(9, 90));
         assert_eq!(
             last("000000010000000000000001", "000000010000000000000004"),

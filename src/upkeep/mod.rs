@@ -1,12 +1,16 @@
 //! Looking after what is archived. `status` says what there is and what can be recovered; `sync` copies what a repository
 //! lacks from one that has it; `events` says when something was lost, and `digest` keeps in the repositories what the index
-//! found out; `resolve` settles which of two contents of one name is right; `bad_pages` is what backups found in the
+//! found out; `names` gives tables their names; `rebuild` makes an index anew; `resolve` settles which of two contents of one name is right; `bad_pages` is what backups found in the
 //! database.
 
 pub mod bad_pages;
 pub mod digest;
 pub mod events;
+mod flow;
+pub mod names;
+pub mod rebuild;
 pub mod resolve;
 pub mod status;
 pub mod sync;
 mod unarchived;
+mod windows;

@@ -183,7 +183,13 @@ fn check(stage: &Stage) {
     let mut at_once = in_one_pass(&segments);
     let commits = commits(&segments);
     for event in events.iter().filter(|event| event.kind != EventKind::RestorePoint) {
-        assert_eq!(commits.get(&event.xid), Some(&(event.lsn, event.end_lsn, event.time)), "{event:?}");
+        let (lsn, end_lsn, time) = commits[&event.xid];
+        assert_eq!((event.end_lsn, event.time), (end_lsn, time), "{event:?}");
+        // A dropped database is marked before.
+        assert!(
+            event.lsn == lsn || event.kind == EventKind::DropDatabase && event.lsn < lsn,
+            "{event:?}, {lsn}"
+        );
     }
     for events in [&mut events, &mut at_once] {
         for event in events.iter_mut() {

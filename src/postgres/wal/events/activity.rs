@@ -68,6 +68,8 @@ pub(super) enum Step {
     TypeDelete,
     /// A row of pg_sequence was deleted.
     SequenceDelete,
+    /// A database was marked as one that is being dropped, which no abort undoes.
+    DatabaseInvalid,
     /// A row of pg_database was deleted.
     DatabaseDelete,
     /// The files of a database were removed.

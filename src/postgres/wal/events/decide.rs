@@ -109,7 +109,16 @@ pub(super) fn decide(
                 _ => None,
             })
             .collect();
-        events.extend(databases.into_iter().map(|database| new(EventKind::DropDatabase, database)));
+        // What was done before the commit is done for good.
+        let is_about = |step: &Step| {
+            matches!(step, Step::DatabaseInvalid | Step::DatabaseDelete | Step::DatabaseFiles { .. })
+        };
+        let first = activity.steps.iter().find(|(_, step)| is_about(step)).map_or(end.lsn, |(lsn, _)| *lsn);
+        events.extend(
+            databases
+                .into_iter()
+                .map(|database| Event { lsn: Lsn(first), ..new(EventKind::DropDatabase, database) }),
+        );
     }
     events
 }
@@ -401,6 +410,7 @@ fn entries(activity: &Activity) -> Vec<Entry> {
             Step::Truncate { relations } => name_emptied(&mut entries, relations),
             Step::InheritsDelete
             | Step::Filled { .. }
+            | Step::DatabaseInvalid
             | Step::DatabaseDelete
             | Step::DatabaseFiles { .. } => {}
         }

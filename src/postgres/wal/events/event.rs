@@ -80,7 +80,7 @@ pub struct Event {
     #[serde(with = "micros")]
     pub time: PgTimestamp,
     /// The start of the record of the commit, or of the restore point: a recovery that stops just before it stops before
-    /// the event.
+    /// the event. Of a database that was dropped, the first record that no abort would have undone.
     pub lsn: Lsn,
     /// The end of that record.
     pub end_lsn: Lsn,

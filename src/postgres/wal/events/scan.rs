@@ -50,6 +50,8 @@ pub struct EventScanner {
     new_files: HashMap<RelFileLocator, u32>,
     fresh_from: Option<u32>,
     oldest_running: Option<u32>,
+    /// The row of pg_database that was changed in place last, and where.
+    invalid_database: Option<(Lsn, u64)>,
     is_incomplete: bool,
     major_version: u32,
     first_lsn: Option<Lsn>,
@@ -75,6 +77,7 @@ impl EventScanner {
             new_files: HashMap::new(),
             fresh_from: None,
             oldest_running: None,
+            invalid_database: None,
             is_incomplete: false,
             major_version: 0,
             first_lsn: None,
@@ -207,6 +210,17 @@ impl EventScanner {
         }
     }
 
+    /// DROP DATABASE first marks its row, for good even if it fails (`dropdb`); the record need not bear its number.
+    #[cold]
+    fn in_place(&mut self, record: &Record<'_>) {
+        let Some((file, _)) = first_block(record) else { return };
+        if self.options.catalogs.oid(file) == Some(catalogs::PG_DATABASE)
+            && steps::may_be_invalid_database(record)
+        {
+            self.invalid_database = steps::row_of(record).map(|row| (record.lsn, row));
+        }
+    }
+
     #[inline]
     fn heap(&mut self, record: &Record<'_>) {
         let operation = record.info & steps::OPERATION;
@@ -216,12 +230,22 @@ impl EventScanner {
             }
             return;
         }
+        if operation == steps::INPLACE {
+            self.in_place(record);
+            return;
+        }
         if operation > steps::HOT_UPDATE || record.xid == 0 {
             return;
         }
         let Some((file, after)) = first_block(record) else { return };
         if let Some(catalog) = self.options.catalogs.oid(file) {
             if let Some(step) = steps::of_catalog_row(record, catalog) {
+                if let (Step::DatabaseDelete, Some((lsn, row))) = (&step, self.invalid_database.take())
+                    && record.lsn - lsn <= steps::MAX_TO_DELETION
+                    && steps::row_of(record) == Some(row)
+                {
+                    self.add_step(record.xid, lsn, Step::DatabaseInvalid);
+                }
                 self.add_step(record.xid, record.lsn, step);
             }
             return;

@@ -12,6 +12,29 @@ pub(super) const DELETE: u8 = 0x10;
 pub(super) const UPDATE: u8 = 0x20;
 pub(super) const TRUNCATE: u8 = 0x30;
 pub(super) const HOT_UPDATE: u8 = 0x40;
+pub(super) const INPLACE: u8 = 0x70;
+
+/// How far behind the mark of a database that is dropped the deletion of its row is at most, in bytes of log: what other
+/// sessions write between the two.
+pub(super) const MAX_TO_DELETION: u64 = 1 << 20;
+
+/// Returns the place of the row that a deletion or a change in place is about.
+pub(super) fn row_of(record: &Record<'_>) -> Option<u64> {
+    let data = record.main_data()?;
+    let at = if record.info & OPERATION == INPLACE { 0 } else { 4 };
+    let block = record.block_references().find(|block| block.fork == 0)?.block_number;
+    Some(u64::from(block) << 16 | u64::from(u16_at(data, at)?))
+}
+
+/// Returns whether a change of a row of pg_database in place marks the database as one that is being dropped
+/// (`DATCONNLIMIT_INVALID_DB`). One that holds the page instead of the row may.
+pub(super) fn may_be_invalid_database(record: &Record<'_>) -> bool {
+    let limit_at = if record.major_version >= 15 { 80 } else { 208 };
+    match record.first_block_data() {
+        Some(row) if !row.is_empty() => u32_at(row, limit_at).is_none_or(|limit| limit.cast_signed() == -2),
+        _ => true,
+    }
+}
 
 /// Returns the step that a change of a row of a system catalog is.
 #[cold]
