@@ -6,7 +6,7 @@ mod script;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use script::{DROPS, PREPARED, REWRITES, ROWS, Step, TRUNCATES};
+use script::{DROPS, PREPARED, REWRITES, ROWS, SPACES, STRATEGIES, Step, TRUNCATES};
 use walden::postgres::wal::events::{Contribution, Event, EventKind, EventOptions, EventScanner, Tracker};
 use walden::postgres::wal::{ReaderOptions, Record, RecordReader, TransactionEnd, TransactionOutcome};
 use walden::postgres::{Lsn, PgTimestamp, TimelineId, WalSegmentName, WalSegmentSize};
@@ -49,6 +49,8 @@ impl Stage {
             options = options.setting(name, value);
         }
         let cluster = Cluster::start_new(pg, &options);
+        let space = work.create_dir("space");
+        cluster.psql(&format!("create tablespace space location '{}'", space.display()));
         Self { cluster, archive, _work: work, known: Vec::new(), no_tables: BTreeSet::new() }
     }
 
@@ -238,8 +240,11 @@ fn check(stage: &Stage) {
 
 fn run(pg: &crate::support::Installation, settings: &[(&str, &str)]) {
     let mut stage = Stage::new(pg, settings);
-    for steps in [DROPS, REWRITES, TRUNCATES, ROWS, PREPARED] {
+    for steps in [DROPS, REWRITES, SPACES, TRUNCATES, ROWS, PREPARED] {
         stage.run(steps);
+    }
+    if pg.major >= 15 {
+        stage.run(STRATEGIES);
     }
     check(&stage);
 }

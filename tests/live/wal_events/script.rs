@@ -314,3 +314,21 @@ pub const PREPARED: &[Step] = &[
         &[(Delete, "x2", 1500)],
     ),
 ];
+
+pub const SPACES: &[Step] = &[
+    (
+        "create table y1 (i int primary key, v text); insert into y1 select g, 'x' from generate_series(1, 100) g; create table y2 (i int primary key, v text)",
+        "alter table y1 set tablespace space; alter table y2 set tablespace space; alter index y1_pkey set tablespace space",
+        &[],
+    ),
+    ("", "truncate y1", &[(Truncate, "y1", 0)]),
+    ("", "begin; alter table y1 set tablespace pg_default; commit; reindex (verbose) table y2", &[]),
+    ("", "drop table y1, y2", &[(DropTable, "y1 y2", 0)]),
+    ("create database moved; create table y3 (i int)", "alter database moved set tablespace space", &[]),
+    ("", "drop database moved", &[(DropDatabase, "moved", 0)]),
+];
+
+pub const STRATEGIES: &[Step] = &[
+    ("create database copied strategy file_copy", "drop database copied", &[(DropDatabase, "copied", 0)]),
+    ("create database logged strategy wal_log", "drop database logged", &[(DropDatabase, "logged", 0)]),
+];

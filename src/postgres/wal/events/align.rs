@@ -10,11 +10,11 @@ const CHANGE: u32 = 1;
 /// What it costs to say which relation had which file.
 pub(super) struct Costs<M, N, P> {
     /// Of a relation and a file.
-    pub(super) of_match: M,
+    pub(super) matched: M,
     /// Of a relation without a file.
-    pub(super) of_none: N,
+    pub(super) without: N,
     /// Of a relation and the next one together with a file and the next one, if these relations are a pair.
-    pub(super) of_pair: P,
+    pub(super) pair: P,
 }
 
 /// Returns for each of `calls` things that may have removed a file which of `files` it was, both in the order in which
@@ -31,7 +31,7 @@ where
         return (calls == files).then(|| (0..calls).map(Some).collect());
     }
     let pair = |i: usize, j: usize| {
-        if i + 1 < calls && j + 1 < files { (costs.of_pair)(i, j) } else { None }
+        if i + 1 < calls && j + 1 < files { (costs.pair)(i, j) } else { None }
     };
     // best[at(i, j)][had]: the least cost of calls from i on and files from j on, after a relation that had a file or not.
     let at = |i: usize, j: usize| i * width + j;
@@ -42,13 +42,13 @@ where
             for had in 0..2 {
                 let mut least = if i == calls && j == files { 0 } else { u32::MAX };
                 if i < calls {
-                    least = least.min((costs.of_none)(i) + change(had, 0) + best[at(i + 1, j)][0]);
+                    least = least.min((costs.without)(i) + change(had, 0) + best[at(i + 1, j)][0]);
                 }
                 if j < files {
                     least = least.min(STRAY_FILE + best[at(i, j + 1)][had]);
                 }
                 if i < calls && j < files {
-                    least = least.min((costs.of_match)(i, j) + change(had, 1) + best[at(i + 1, j + 1)][1]);
+                    least = least.min((costs.matched)(i, j) + change(had, 1) + best[at(i + 1, j + 1)][1]);
                 }
                 if let Some(cost) = pair(i, j) {
                     least = least.min(cost + change(had, 1) + best[at(i + 2, j + 2)][1]);
@@ -65,10 +65,10 @@ where
         if pair(i, j).is_some_and(|cost| rest == cost + change(had, 1) + best[at(i + 2, j + 2)][1]) {
             (found[i], found[i + 1]) = (Some(j), Some(j + 1));
             (i, j, had) = (i + 2, j + 2, 1);
-        } else if j < files && rest == (costs.of_match)(i, j) + change(had, 1) + best[at(i + 1, j + 1)][1] {
+        } else if j < files && rest == (costs.matched)(i, j) + change(had, 1) + best[at(i + 1, j + 1)][1] {
             found[i] = Some(j);
             (i, j, had) = (i + 1, j + 1, 1);
-        } else if rest == (costs.of_none)(i) + change(had, 0) + best[at(i + 1, j)][0] {
+        } else if rest == (costs.without)(i) + change(had, 0) + best[at(i + 1, j)][0] {
             (i, had) = (i + 1, 0);
         } else {
             j += 1;
@@ -83,9 +83,9 @@ mod tests {
 
     fn cost(calls: &[u32], files: &[u32]) -> Vec<Option<usize>> {
         let costs = Costs {
-            of_match: |i: usize, j: usize| if calls[i] == files[j] { 0 } else { 2 },
-            of_none: |_| 3,
-            of_pair: |_, _| None,
+            matched: |i: usize, j: usize| if calls[i] == files[j] { 0 } else { 2 },
+            without: |_| 3,
+            pair: |_, _| None,
         };
         align(calls.len(), files.len(), &costs).unwrap()
     }
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn too_many_are_not_told_apart_unless_each_has_a_file() {
-        let costs = Costs { of_match: |_, _| 0, of_none: |_| 1, of_pair: |_, _| None };
+        let costs = Costs { matched: |_, _| 0, without: |_| 1, pair: |_, _| None };
         assert_eq!(align(5000, 4999, &costs), None);
         assert_eq!(align(5000, 5000, &costs).unwrap().last(), Some(&Some(4999)));
     }

@@ -77,7 +77,7 @@ pub(super) fn decide(
         xid: end.xid,
         time: PgTimestamp(end.time),
         lsn: Lsn(end.lsn),
-        end_lsn: Lsn(end.end_lsn),
+        end_lsn: Lsn(end.record_end),
         name: None,
         is_uncertain: activity.is_incomplete,
     };
@@ -92,7 +92,7 @@ pub(super) fn decide(
         let without_file = if kind == EventKind::DropTable { files.without_file.clone() } else { Vec::new() };
         let mut event = new(kind, first.file.database);
         event.is_uncertain |= files.is_uncertain;
-        events.push(Event { without_file, relations, ..event });
+        events.push(Event { relations, without_file, ..event });
     }
     for (kind, rows) in rows(&activity, options, toast, &files.made) {
         let (Some(first), count) = (rows.first(), rows.iter().map(|relation| relation.rows).sum()) else {
@@ -198,9 +198,9 @@ impl Files {
         let has_fileless =
             entries.iter().any(|entry| matches!(entry.call, Call::Gone { class: Class::WithoutFile, .. }));
         let costs = Costs {
-            of_match: |i: usize, j: usize| entries[i].cost(&old[j], &numbers),
-            of_none: |i: usize| entries[i].cost_of_none(&numbers, has_fileless),
-            of_pair: |i: usize, j: usize| {
+            matched: |i: usize, j: usize| entries[i].cost(&old[j], &numbers),
+            without: |i: usize| entries[i].cost_of_none(&numbers, has_fileless),
+            pair: |i: usize, j: usize| {
                 let pair = [&entries[i], &entries[i + 1]];
                 let is_toast = matches!(pair[1].call, Call::Gone { class: Class::Toast, .. });
                 // The OID of the index comes right after that of the TOAST table, and so do the numbers of their files.
