@@ -8,7 +8,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::io::Read;
 use walden::codec::{Opener, Sealer, generate_identity};
+use walden::postgres::wal::events::{EventOptions, EventScanner};
 use walden::postgres::wal::{ReaderOptions, Summarizer};
+use walden::postgres::{SegmentHeader, WalSegmentName};
 
 /// The file is read and looked at in pieces of this size, in bytes.
 const PIECE: usize = 256 * 1024;
@@ -45,6 +47,20 @@ fn codec(c: &mut Criterion) {
             });
         });
     }
+    group.bench_function("read records with events, check their CRC-32C", |b| {
+        b.iter(|| {
+            let segment = &segments[next()];
+            let scanner = EventScanner::new(EventOptions::default());
+            let mut reader = Summarizer::with_visitor(ReaderOptions::default(), None, scanner);
+            segment.chunks(PIECE).for_each(|piece| reader.push(piece));
+            let (_, carry, scanner) = reader.finish();
+            let header = SegmentHeader::parse(segment).expect("a segment");
+            let size = header.segment_size;
+            scanner
+                .finish(WalSegmentName::containing(header.timeline, header.page_address, size), size, carry)
+                .to_bytes()
+        });
+    });
     let sealed: Vec<Vec<u8>> = segments.iter().map(|s| sealer.seal(s).expect("seal")).collect();
     group.bench_function("open", |b| {
         b.iter(|| {

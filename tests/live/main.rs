@@ -24,4 +24,5 @@ mod smoke;
 mod stores;
 mod support;
 mod sync;
+mod wal_events;
 mod wal_reader;

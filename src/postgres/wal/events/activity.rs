@@ -60,6 +60,10 @@ pub(super) enum Step {
     AttributeDelete(u32),
     /// A row of pg_index was deleted.
     IndexDelete,
+    /// A row of pg_inherits was deleted: that of a partition, or of an index of one.
+    InheritsDelete,
+    /// A row of pg_partitioned_table or pg_foreign_table was deleted.
+    NoFileDelete,
     /// A row of pg_type was deleted.
     TypeDelete,
     /// A row of pg_sequence was deleted.

@@ -16,6 +16,9 @@ pub(super) const PG_CLASS: u32 = 1259;
 pub(super) const PG_DATABASE: u32 = 1262;
 pub(super) const PG_SEQUENCE: u32 = 2224;
 pub(super) const PG_INDEX: u32 = 2610;
+pub(super) const PG_INHERITS: u32 = 2611;
+pub(super) const PG_FOREIGN_TABLE: u32 = 3118;
+pub(super) const PG_PARTITIONED_TABLE: u32 = 3350;
 
 /// The files of system catalogs that were written anew since initdb (`VACUUM FULL`, `CLUSTER`): the file no longer
 /// has the number that is the catalog's OID.

@@ -5,12 +5,12 @@
 //! others that write a table anew make a transient relation and delete that. TRUNCATE gives a relation that stays a
 //! file into which nothing is written, whereas an index is never without a page.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::super::super::{Lsn, PgTimestamp};
 use super::super::RelFileLocator;
 use super::activity::{Activity, Step};
-use super::align::align;
+use super::align::{Costs, align};
 use super::contribution::End;
 use super::event::{Event, EventKind, EventOptions, EventRelation};
 
@@ -25,6 +25,9 @@ enum Call {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     Index,
+    ToastIndex,
+    /// A partitioned or a foreign table.
+    WithoutFile,
     Toast,
     Sequence,
     /// A table, a view, anything else.
@@ -50,6 +53,8 @@ struct Entry {
     was_there: bool,
     /// Its OID, where that is known.
     oid: Option<u32>,
+    /// Whether it was a partition, or an index of one.
+    is_partition: bool,
 }
 
 /// Returns the events of a transaction that did `activity`; none if it was aborted.
@@ -72,7 +77,7 @@ pub(super) fn decide(
         xid: end.xid,
         time: PgTimestamp(end.time),
         lsn: Lsn(end.lsn),
-        end_lsn: Lsn(end.end_lsn),
+        end_lsn: Lsn(end.record_end),
         name: None,
         is_uncertain: activity.is_incomplete,
     };
@@ -80,14 +85,14 @@ pub(super) fn decide(
     let files = if activity.steps.is_empty() && end.dropped.is_empty() {
         Files::default()
     } else {
-        Files::of(end, &activity)
+        Files::of(end, &activity, options)
     };
     for (kind, relations) in [(EventKind::DropTable, files.dropped), (EventKind::Truncate, files.emptied)] {
         let Some(first) = relations.first() else { continue };
         let without_file = if kind == EventKind::DropTable { files.without_file.clone() } else { Vec::new() };
         let mut event = new(kind, first.file.database);
         event.is_uncertain |= files.is_uncertain;
-        events.push(Event { without_file, relations, ..event });
+        events.push(Event { relations, without_file, ..event });
     }
     for (kind, rows) in rows(&activity, options, toast, &files.made) {
         let (Some(first), count) = (rows.first(), rows.iter().map(|relation| relation.rows).sum()) else {
@@ -164,7 +169,7 @@ struct Files {
 }
 
 impl Files {
-    fn of(end: &End, activity: &Activity) -> Self {
+    fn of(end: &End, activity: &Activity, options: &EventOptions) -> Self {
         let mut entries = entries(activity);
         let old: Vec<RelFileLocator> = end.dropped.iter().rev().copied().collect();
         let steps = || activity.steps.iter().map(|(_, step)| step);
@@ -190,31 +195,50 @@ impl Files {
         }
         name_gone(&mut entries, &end.statistics);
         let numbers: HashSet<u32> = old.iter().map(|file| file.relation).collect();
-        let found = align(
-            entries.len(),
-            old.len(),
-            |i, j| entries[i].cost(&old[j], &numbers),
-            |i| entries[i].cost_of_none(&numbers),
-        );
-        files.is_uncertain |= found.is_none();
-        let found = found.unwrap_or_else(|| vec![None; entries.len()]);
-        for (entry, found) in entries.iter().zip(found) {
-            if !entry.was_there {
-                continue;
+        let has_fileless =
+            entries.iter().any(|entry| matches!(entry.call, Call::Gone { class: Class::WithoutFile, .. }));
+        let costs = Costs {
+            matched: |i: usize, j: usize| entries[i].cost(&old[j], &numbers),
+            without: |i: usize| entries[i].cost_of_none(&numbers, has_fileless),
+            pair: |i: usize, j: usize| {
+                let pair = [&entries[i], &entries[i + 1]];
+                let is_toast = matches!(pair[1].call, Call::Gone { class: Class::Toast, .. });
+                // The OID of the index comes right after that of the TOAST table, and so do the numbers of their files.
+                let is_first = old[j].relation == old[j + 1].relation.wrapping_add(1);
+                let cost = pair[0].cost(&old[j], &numbers) + pair[1].cost(&old[j + 1], &numbers);
+                is_toast.then(|| cost.saturating_sub(2 * APART) + 2 * u32::from(!is_first))
+            },
+        };
+        let found = align(entries.len(), old.len(), &costs).unwrap_or_else(|| {
+            files.is_uncertain = true;
+            let places: HashMap<u32, usize> =
+                old.iter().enumerate().map(|(at, file)| (file.relation, at)).collect();
+            let place = |entry: &Entry| entry.oid.and_then(|oid| places.get(&oid).copied());
+            let found: Vec<_> = entries.iter().map(place).collect();
+            if found.iter().all(Option::is_none) {
+                files.guess(end, &old);
             }
-            let file = found.and_then(|at| old.get(at)).copied();
+            found
+        });
+        let removed: Vec<Option<RelFileLocator>> =
+            found.into_iter().map(|found| found.and_then(|at| old.get(at)).copied()).collect();
+        let origins = files.origins(&entries, &removed);
+        for (entry, file) in entries.iter().zip(removed).filter(|(entry, _)| entry.was_there) {
             // A relation's first file bears the number that is its OID.
             let oid = |file: RelFileLocator| {
                 entry.oid.or_else(|| locks.contains(&file.relation).then_some(file.relation))
             };
             match (&entry.call, file) {
                 (Call::Gone { class: Class::Other, .. }, Some(file)) => {
+                    let file = origins.get(&file).copied().unwrap_or(file);
                     files.dropped.push(EventRelation { oid: oid(file), ..relation(file) });
                 }
+                (Call::Gone { class: Class::WithoutFile, .. }, _) => files.without_file.extend(entry.oid),
                 (Call::Gone { class: Class::Other, attributes }, None) if *attributes > SYSTEM_ATTRIBUTES => {
                     files.without_file.extend(entry.oid);
                 }
                 (Call::NewFile(new), Some(file)) if new.is_emptied_table(file) => {
+                    let file = origins.get(&file).copied().unwrap_or(file);
                     files.emptied.push(EventRelation {
                         oid: oid(file),
                         new_file: Some(new.file),
@@ -225,7 +249,47 @@ impl Files {
                 _ => {}
             }
         }
+        // Emptied several times, or emptied and dropped: once is enough.
+        let mut seen: HashSet<RelFileLocator> = HashSet::new();
+        let is_catalog = |file: RelFileLocator| options.catalogs.oid(file).is_some();
+        let mut is_new = |relation: &EventRelation| seen.insert(relation.file) && !is_catalog(relation.file);
+        files.dropped.retain(&mut is_new);
+        files.emptied.retain(&mut is_new);
         files
+    }
+
+    /// Returns for files that the transaction made and removed again the ones that their relations had before.
+    fn origins(
+        &self,
+        entries: &[Entry],
+        removed: &[Option<RelFileLocator>],
+    ) -> HashMap<RelFileLocator, RelFileLocator> {
+        let is_made = |file: &RelFileLocator| self.made.contains(&file.relation);
+        let mut origins = HashMap::new();
+        let (mut transient, mut heirs) = (Vec::new(), Vec::new());
+        for (entry, file) in entries.iter().zip(removed) {
+            let Some(file) = *file else { continue };
+            match &entry.call {
+                Call::NewFile(new) => {
+                    let origin = origins.get(&file).copied().unwrap_or(file);
+                    origins.insert(new.file, origin);
+                }
+                // The transient relation of a table that was written anew takes the table's old file with it.
+                Call::Gone { class: Class::Other, .. } if !entry.was_there && !is_made(&file) => {
+                    transient.push(file);
+                }
+                Call::Gone { class: Class::Other, .. }
+                    if entry.was_there && is_made(&file) && !origins.contains_key(&file) =>
+                {
+                    heirs.push(file);
+                }
+                Call::Gone { .. } => {}
+            }
+        }
+        if transient.len() == heirs.len() {
+            origins.extend(heirs.into_iter().zip(transient));
+        }
+        origins
     }
 
     /// Makes the best of a transaction whose changes to pg_class were not recognised: the catalog was written anew, and
@@ -245,6 +309,8 @@ impl Files {
 
 /// Tables have so many columns of which nobody speaks (`ctid`, `xmin`, …); indexes and views have none.
 const SYSTEM_ATTRIBUTES: u32 = 6;
+/// It costs so much if a TOAST table has a file and its index none, or the other way round.
+const APART: u32 = 10;
 /// The rows in pg_attribute of a TOAST table, and of its index.
 const TOAST_ATTRIBUTES: u32 = SYSTEM_ATTRIBUTES + 3;
 const TOAST_INDEX_ATTRIBUTES: u32 = 2;
@@ -262,7 +328,7 @@ fn entries(activity: &Activity) -> Vec<Entry> {
         })
         .collect();
     let mut pending: Option<NewFile> = None;
-    let (mut attributes, mut index, mut types) = (0u32, false, false);
+    let (mut attributes, mut index, mut types, mut no_file) = (0u32, false, false, false);
     let mut locks = 0usize;
     let mut last_lock = None;
     for (_, step) in &activity.steps {
@@ -298,7 +364,7 @@ fn entries(activity: &Activity) -> Vec<Entry> {
                     let kind = row.kind;
                     let oid = row.oid.or(new.oid);
                     let call = Call::NewFile(NewFile { kind, oid, is_table: kind == Some(b'r'), ..new });
-                    entries.push(Entry { call, was_there: !is_own, oid });
+                    entries.push(Entry { call, was_there: !is_own, oid, is_partition: false });
                 }
             }
             Step::AttributeDelete(count) => attributes = attributes.saturating_add(*count),
@@ -307,6 +373,7 @@ fn entries(activity: &Activity) -> Vec<Entry> {
             Step::ClassDelete { at } => {
                 let class = match entries.last().map(|entry| &entry.call) {
                     _ if index => Class::Index,
+                    _ if no_file => Class::WithoutFile,
                     Some(Call::Gone { class: Class::Index, attributes: TOAST_INDEX_ATTRIBUTES })
                         if !types && attributes == TOAST_ATTRIBUTES =>
                     {
@@ -314,9 +381,22 @@ fn entries(activity: &Activity) -> Vec<Entry> {
                     }
                     _ => Class::Other,
                 };
+                if class == Class::Toast
+                    && let Some(Entry { call: Call::Gone { class, .. }, .. }) = entries.last_mut()
+                {
+                    *class = Class::ToastIndex;
+                }
                 let call = Call::Gone { class, attributes };
-                entries.push(Entry { call, was_there: !made_rows.remove(at), oid: None });
-                (attributes, index, types) = (0, false, false);
+                let was_there = !made_rows.remove(at);
+                entries.push(Entry { call, was_there, oid: None, is_partition: false });
+                (attributes, index, types, no_file) = (0, false, false, false);
+            }
+            Step::NoFileDelete => no_file = true,
+            // Of an index it goes right after the row of pg_class.
+            Step::InheritsDelete if attributes == 0 && !types => {
+                if let Some(entry) = entries.last_mut() {
+                    entry.is_partition = true;
+                }
             }
             Step::SequenceDelete => {
                 if let Some(Entry { call: Call::Gone { class, .. }, .. }) = entries.last_mut() {
@@ -328,7 +408,8 @@ fn entries(activity: &Activity) -> Vec<Entry> {
                 last_lock = Some(*relation);
             }
             Step::Truncate { relations } => name_emptied(&mut entries, relations),
-            Step::Filled { .. }
+            Step::InheritsDelete
+            | Step::Filled { .. }
             | Step::DatabaseInvalid
             | Step::DatabaseDelete
             | Step::DatabaseFiles { .. } => {}
@@ -409,6 +490,8 @@ impl Entry {
                 5
             }
             (Call::NewFile(_), _) => 0,
+            (Call::Gone { class: Class::WithoutFile, .. }, _) => 100,
+            (Call::Gone { class: Class::Toast | Class::ToastIndex, .. }, _) => 1 + APART,
             (Call::Gone { class, attributes }, _) => {
                 1 + u32::from(*class == Class::Other && *attributes <= SYSTEM_ATTRIBUTES) * 4
             }
@@ -416,11 +499,15 @@ impl Entry {
     }
 
     /// Returns how unlikely it is that this removed no file.
-    fn cost_of_none(&self, numbers: &HashSet<u32>) -> u32 {
+    fn cost_of_none(&self, numbers: &HashSet<u32>, has_fileless: bool) -> u32 {
         match (&self.call, self.oid) {
             (_, Some(oid)) if numbers.contains(&oid) => 100,
             (Call::NewFile(_), _) => 50,
             (Call::Gone { class: Class::Other, attributes }, _) if *attributes <= SYSTEM_ATTRIBUTES => 1,
+            (Call::Gone { class: Class::WithoutFile, .. }, _) => 0,
+            // That of a partition has one; another may be that of a partitioned table.
+            (Call::Gone { class: Class::Index, .. }, _) if self.is_partition => 6,
+            (Call::Gone { class: Class::Index, .. }, _) if has_fileless => 1,
             (Call::Gone { .. }, _) => 3,
         }
     }

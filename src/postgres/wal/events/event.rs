@@ -77,6 +77,7 @@ pub struct Event {
     /// The top-level transaction; 0 for a restore point.
     pub xid: u32,
     /// When it was committed, or the restore point made.
+    #[serde(with = "micros")]
     pub time: PgTimestamp,
     /// The start of the record of the commit, or of the restore point: a recovery that stops just before it stops before
     /// the event. Of a database that was dropped, the first record that no abort would have undone.
@@ -88,4 +89,19 @@ pub struct Event {
     /// Whether something of the transaction was not seen, or was too much to be kept: there may be more rows and more
     /// relations.
     pub is_uncertain: bool,
+}
+
+/// Times as they stand in the log, even those that no calendar has.
+mod micros {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::PgTimestamp;
+
+    pub(super) fn serialize<S: Serializer>(time: &PgTimestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        time.0.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PgTimestamp, D::Error> {
+        i64::deserialize(deserializer).map(PgTimestamp)
+    }
 }

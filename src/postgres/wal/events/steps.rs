@@ -44,6 +44,8 @@ pub(super) fn of_catalog_row(record: &Record<'_>, catalog: u32) -> Option<Step> 
         (catalogs::PG_CLASS, INSERT | DELETE | UPDATE | HOT_UPDATE) => of_class_row(record, operation),
         (catalogs::PG_ATTRIBUTE, DELETE) => Some(Step::AttributeDelete(1)),
         (catalogs::PG_INDEX, DELETE) => Some(Step::IndexDelete),
+        (catalogs::PG_INHERITS, DELETE) => Some(Step::InheritsDelete),
+        (catalogs::PG_PARTITIONED_TABLE | catalogs::PG_FOREIGN_TABLE, DELETE) => Some(Step::NoFileDelete),
         (catalogs::PG_TYPE, DELETE) => Some(Step::TypeDelete),
         (catalogs::PG_SEQUENCE, DELETE) => Some(Step::SequenceDelete),
         (catalogs::PG_DATABASE, DELETE) => Some(Step::DatabaseDelete),

@@ -3,7 +3,7 @@
 mod damage;
 mod decode;
 mod edges;
-mod writer;
+pub(super) mod writer;
 
 use super::super::Lsn;
 use super::{Carry, ReadOutcome, ReaderOptions, Record, RecordReader, RecordVisitor};

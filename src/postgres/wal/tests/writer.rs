@@ -2,35 +2,35 @@
 
 use super::super::super::{BLOCK_SIZE, Lsn, SystemIdentifier};
 
-pub(super) const SEGMENT: usize = 1 << 20;
-pub(super) const MAGIC_15: u16 = 0xD110;
-pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7_710_439_461_982_692_055);
+pub(in crate::postgres::wal) const SEGMENT: usize = 1 << 20;
+pub(in crate::postgres::wal) const MAGIC_15: u16 = 0xD110;
+pub(in crate::postgres::wal) const SYSTEM: SystemIdentifier = SystemIdentifier(7_710_439_461_982_692_055);
 
 /// A record as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Written {
-    pub(super) lsn: Lsn,
-    pub(super) xid: u32,
-    pub(super) rmid: u8,
-    pub(super) info: u8,
-    pub(super) body: Vec<u8>,
+pub(in crate::postgres::wal) struct Written {
+    pub(in crate::postgres::wal) lsn: Lsn,
+    pub(in crate::postgres::wal) xid: u32,
+    pub(in crate::postgres::wal) rmid: u8,
+    pub(in crate::postgres::wal) info: u8,
+    pub(in crate::postgres::wal) body: Vec<u8>,
 }
 
 /// Some WAL of timeline 1, from the start of a segment on.
-pub(super) struct Writer {
+pub(in crate::postgres::wal) struct Writer {
     magic: u16,
     start: u64,
     bytes: Vec<u8>,
     previous: u64,
-    pub(super) written: Vec<Written>,
+    pub(in crate::postgres::wal) written: Vec<Written>,
 }
 
 impl Writer {
-    pub(super) fn new() -> Self {
+    pub(in crate::postgres::wal) fn new() -> Self {
         Self::of_version(MAGIC_15)
     }
 
-    pub(super) fn of_version(magic: u16) -> Self {
+    pub(in crate::postgres::wal) fn of_version(magic: u16) -> Self {
         let start = 3 * SEGMENT as u64;
         Self { magic, start, bytes: Vec::new(), previous: start - 64, written: Vec::new() }
     }
@@ -61,7 +61,7 @@ impl Writer {
     }
 
     /// Writes a record and returns where it begins.
-    pub(super) fn record(&mut self, rmid: u8, info: u8, xid: u32, body: &[u8]) -> Lsn {
+    pub(in crate::postgres::wal) fn record(&mut self, rmid: u8, info: u8, xid: u32, body: &[u8]) -> Lsn {
         self.page(0, 0);
         let lsn = self.position();
         let mut record = Vec::new();
@@ -87,17 +87,22 @@ impl Writer {
     }
 
     /// Writes a record that consists of main data only.
-    pub(super) fn main_data(&mut self, rmid: u8, info: u8, xid: u32, data: &[u8]) -> Lsn {
+    pub(in crate::postgres::wal) fn main_data(&mut self, rmid: u8, info: u8, xid: u32, data: &[u8]) -> Lsn {
         self.record(rmid, info, xid, &main_data(data))
     }
 
+    /// Returns how many bytes are left on the page.
+    pub(in crate::postgres::wal) fn room(&self) -> usize {
+        BLOCK_SIZE - self.bytes.len() % BLOCK_SIZE
+    }
+
     /// Writes records so that the next one begins `left` bytes before the end of a segment.
-    pub(super) fn fill_segment(&mut self, left: usize) {
+    pub(in crate::postgres::wal) fn fill_segment(&mut self, left: usize) {
         self.fill(SEGMENT, left);
     }
 
     /// Writes records so that the next one begins `left` bytes before the end of a page.
-    pub(super) fn fill_page(&mut self, left: usize) {
+    pub(in crate::postgres::wal) fn fill_page(&mut self, left: usize) {
         self.fill(BLOCK_SIZE, left);
     }
 
@@ -126,7 +131,7 @@ impl Writer {
     }
 
     /// Leaves the last record unfinished, as a crash does, at the next page's beginning, and goes on there.
-    pub(super) fn crash_in_last_record(&mut self) {
+    pub(in crate::postgres::wal) fn crash_in_last_record(&mut self) {
         let last = self.written.pop().unwrap();
         let begin = (last.lsn.0 - self.start) as usize;
         self.bytes.truncate(begin.next_multiple_of(BLOCK_SIZE));
@@ -135,14 +140,14 @@ impl Writer {
     }
 
     /// Writes a segment switch.
-    pub(super) fn switch(&mut self) -> Lsn {
+    pub(in crate::postgres::wal) fn switch(&mut self) -> Lsn {
         let lsn = self.record(0, 0x40, 0, &[]);
         self.bytes.resize(self.bytes.len().next_multiple_of(SEGMENT), 0);
         lsn
     }
 
     /// Returns the segments, the last one filled up with zeros.
-    pub(super) fn segments(&self) -> Vec<Vec<u8>> {
+    pub(in crate::postgres::wal) fn segments(&self) -> Vec<Vec<u8>> {
         let mut bytes = self.bytes.clone();
         bytes.resize(bytes.len().next_multiple_of(SEGMENT), 0);
         bytes.chunks(SEGMENT).map(<[u8]>::to_vec).collect()
@@ -150,7 +155,7 @@ impl Writer {
 }
 
 /// Returns the body of a record that consists of main data only.
-pub(super) fn main_data(data: &[u8]) -> Vec<u8> {
+pub(in crate::postgres::wal) fn main_data(data: &[u8]) -> Vec<u8> {
     let mut body = vec![254];
     body.extend((data.len() as u32).to_le_bytes());
     body.extend(data);
