@@ -28,6 +28,9 @@ pub struct Args {
     /// Make the checkpoint at the start at once instead of spreading it
     #[arg(long)]
     fast: bool,
+    /// Pin the backup: no retention removes it, until unpin
+    #[arg(long)]
+    keep: bool,
     /// How many pieces are built and sent at once [default: the number of processors, at least 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: Option<u16>,
@@ -75,7 +78,8 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let mut server = Server::connect(&config.server.connection)?;
     check_archiving(&mut server)?;
     let id = new_backup_id(Timestamp::now(), control.timeline);
-    let destinations = Destinations::new(ClusterKeys::new(&config.cluster, sysid), &id, ready, failed);
+    let keys = ClusterKeys::new(&config.cluster, sysid);
+    let destinations = Destinations::new(keys.clone(), &id, ready, failed);
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
     let options = BackupOptions {
         id: id.clone(),
@@ -99,12 +103,14 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     });
     index.log_end(operation, &result);
     let (summary, complete, failed) = result?;
+    let pinned = if args.keep { super::pin::pin(&repositories, &keys, &id).map(drop) } else { Ok(()) };
     report(args, &summary, &complete, began.elapsed())?;
     if let Some((repository, error)) = failed.into_iter().next() {
         return Err(error
             .context(format!("backup {id} is complete, but not in repository \"{}\"", repository.name()))
             .with_hint("the next backup goes there again"));
     }
+    pinned.map_err(|error| error.context(format!("backup {id} is complete, but not pinned everywhere")))?;
     if summary.bad_pages > 0 {
         return Err(Error::corrupt(format!("{} pages have wrong checksums", summary.bad_pages)).with_hint(
             "the backup is kept; the damage is in the database itself: look at it with pg_amcheck before older backups \

@@ -6,9 +6,11 @@ mod archive_prefetch;
 mod archive_push;
 mod base_backup;
 mod demo;
+mod expire;
 mod init;
 mod list;
 mod output;
+mod pin;
 mod progress;
 mod recover;
 mod resolve;
@@ -60,6 +62,10 @@ enum Command {
     Status(status::Args),
     List(list::Args),
     Sync(sync::Args),
+    Expire(expire::Args),
+    Pin(pin::Args),
+    /// Let the retention decide over a backup again
+    Unpin(pin::Args),
     Resolve(resolve::Args),
     Demo(demo::Args),
 }
@@ -102,6 +108,9 @@ pub fn main() -> u8 {
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
         Command::Sync(args) => sync::run(global, args),
+        Command::Expire(args) => expire::run(global, args),
+        Command::Pin(args) => pin::run(global, args),
+        Command::Unpin(args) => pin::run_unpin(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),
     };

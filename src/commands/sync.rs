@@ -33,6 +33,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let config = Config::load(global.config.as_deref())?;
     let repositories = setup::repositories(&config)?;
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
+    let _lock = setup::upkeep_lock(&config);
     let index = setup::index(&config);
     if !args.dry_run {
         for key in mend(&repositories, &index)? {

@@ -6,6 +6,7 @@
 mod backlog;
 mod breaker;
 mod damage;
+mod expired;
 mod lookup;
 mod operations;
 mod schema;
@@ -14,6 +15,7 @@ mod wal;
 pub use backlog::Missing;
 pub use breaker::Breaker;
 pub use damage::Damage;
+pub use expired::Removed;
 pub use operations::Operation;
 pub use wal::{ArchivedRow, Commits, Fingerprint, RepositoryStamp, WalTotals};
 
