@@ -98,16 +98,13 @@ fn remove(plan: &Plan<'_>, index: &IndexHandle) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for repository in plan.repositories.iter().filter(|repository| repository.removed().objects > 0) {
         let removed = repository.removed();
-        let detail = format!(
-            "{}: {} of {}",
-            repository.name,
-            count(removed.objects, "object"),
-            bytes(removed.bytes)
-        );
+        let detail =
+            format!("{}: {} of {}", repository.name, count(removed.objects, "object"), bytes(removed.bytes));
         let operation = index.log_start("expire", &detail);
         let progress = Progress::new();
         progress.set_total(removed.bytes);
-        let outcome = super::progress::while_shown(&progress, "expire", || carry_out(repository, index, &progress));
+        let outcome =
+            super::progress::while_shown(&progress, "expire", || carry_out(repository, index, &progress));
         let ended = outcome.failed.clone().map_or(Ok(()), Err);
         index.log_end(operation, &ended);
         outcomes.push(outcome);
@@ -178,9 +175,8 @@ fn text(plan: &Plan<'_>) -> String {
 }
 
 fn system_text(system: &SystemPlan) -> String {
-    let row = |word: &str, what: String, stored: u64, why: String| {
-        vec![word.to_owned(), what, bytes(stored), why]
-    };
+    let row =
+        |word: &str, what: String, stored: u64, why: String| vec![word.to_owned(), what, bytes(stored), why];
     let mut rows = Vec::new();
     for backup in &system.backups {
         let reasons: Vec<String> = backup.reasons.iter().map(ToString::to_string).collect();

@@ -31,8 +31,11 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
             |_| false,
         );
         if !known.contains(&true) {
-            return Err(Error::usage(format!("no repository that can be asked holds a backup \"{}\"", args.id))
-                .with_hint("walden list shows them"));
+            return Err(Error::usage(format!(
+                "no repository that can be asked holds a backup \"{}\"",
+                args.id
+            ))
+            .with_hint("walden list shows them"));
         }
         pin(repositories, keys, &args.id)
     })

@@ -223,6 +223,7 @@ pub fn backups_in_progress(config: &Config) -> std::collections::BTreeSet<String
     let names = |dir: &Path| -> Vec<std::path::PathBuf> {
         std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     };
-    let journals = names(&config.cluster_state_dir().join("base-backup")).into_iter().flat_map(|dir| names(&dir));
+    let journals =
+        names(&config.cluster_state_dir().join("base-backup")).into_iter().flat_map(|dir| names(&dir));
     journals.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
 }

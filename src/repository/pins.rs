@@ -18,9 +18,8 @@ fn key(keys: &ClusterKeys, id: &str) -> String {
 pub fn list_pins(repository: &Repository, keys: &ClusterKeys) -> storage::Result<BTreeSet<String>> {
     let folder = keys.pins();
     let objects = repository.storage().list(&folder, "", usize::MAX, &repository.deadline())?;
-    let id = |object: &storage::Object| {
-        Some(object.key.strip_prefix(&folder)?.strip_suffix(ENDING)?.to_owned())
-    };
+    let id =
+        |object: &storage::Object| Some(object.key.strip_prefix(&folder)?.strip_suffix(ENDING)?.to_owned());
     Ok(objects.iter().filter_map(id).collect())
 }
 

@@ -118,10 +118,7 @@ pub enum Reason {
 impl Reason {
     /// Returns whether a rule of the policy that counts backups is the reason.
     pub fn is_count(self) -> bool {
-        matches!(
-            self,
-            Self::Last | Self::Daily(_) | Self::Weekly(..) | Self::Monthly(..) | Self::Yearly(_)
-        )
+        matches!(self, Self::Last | Self::Daily(_) | Self::Weekly(..) | Self::Monthly(..) | Self::Yearly(_))
     }
 }
 

@@ -93,7 +93,11 @@ fn read_one(repository: &Repository, cluster: &str, sysid: SystemIdentifier) -> 
         size: file.wal_segment_size,
         backups: Vec::new(),
         leftovers: Vec::new(),
-        segments: wal.iter().filter(|object| !is_aside(&keys, object)).filter_map(WalObject::segment).collect(),
+        segments: wal
+            .iter()
+            .filter(|object| !is_aside(&keys, object))
+            .filter_map(WalObject::segment)
+            .collect(),
         timelines: BTreeMap::new(),
         pins,
         newest_stored: wal.iter().filter_map(|object| object.object.modified).max(),
@@ -233,9 +237,8 @@ fn list_wal(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Vec<
         }
     }
     let prefixes: Vec<String> = prefixes.into_iter().collect();
-    let lists = in_parallel(&prefixes, PARALLEL, |prefix| {
-        store.list(prefix, "", usize::MAX, &repository.deadline())
-    });
+    let lists =
+        in_parallel(&prefixes, PARALLEL, |prefix| store.list(prefix, "", usize::MAX, &repository.deadline()));
     let mut found = Vec::new();
     for list in lists {
         found.extend(list?.into_iter().filter_map(parse));

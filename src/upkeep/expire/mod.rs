@@ -47,3 +47,6 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], workers: usize, work: impl Fn(&T) 
     results.sort_by_key(|(at, _)| *at);
     results.into_iter().map(|(_, result)| result).collect()
 }
+
+#[cfg(test)]
+mod tests;

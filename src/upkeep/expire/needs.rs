@@ -190,12 +190,7 @@ impl Needs {
 }
 
 /// Returns the newest usable backup of a timeline that ended before `start`, and before segment `before`.
-fn anchor(
-    backups: &[Span],
-    timeline: TimelineId,
-    start: Timestamp,
-    before: Option<u64>,
-) -> Option<&Span> {
+fn anchor(backups: &[Span], timeline: TimelineId, start: Timestamp, before: Option<u64>) -> Option<&Span> {
     backups
         .iter()
         .filter(|backup| backup.candidate.branch.timeline == timeline && backup.candidate.usable)
