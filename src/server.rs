@@ -27,6 +27,7 @@ pub struct Server {
     /// None once the session was closed.
     session: Option<Session>,
     version: (u32, String),
+    config: Config,
 }
 
 #[derive(Debug)]
@@ -52,7 +53,22 @@ impl Server {
     /// `PGPASSWORD` and `PGDATABASE`, then from the usual defaults (local socket, user of this process, database
     /// `postgres`).
     pub fn connect(connection: &str) -> Result<Self> {
-        let config = parse_connection(connection)?;
+        Self::open(parse_connection(connection)?)
+    }
+
+    /// Connects to another database of the same server, as the same role.
+    pub fn in_database(&self, name: &str) -> Result<Self> {
+        let mut config = self.config.clone();
+        config.dbname(name);
+        Self::open(config)
+    }
+
+    /// Opens another session like this one.
+    pub fn again(&self) -> Result<Self> {
+        Self::open(self.config.clone())
+    }
+
+    fn open(config: Config) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -68,7 +84,7 @@ impl Server {
             }
         })?;
         let session = Session { client, connection, runtime };
-        let mut server = Self { session: Some(session), version: (0, String::new()) };
+        let mut server = Self { session: Some(session), version: (0, String::new()), config };
         server.prepare_session()?;
         Ok(server)
     }
@@ -76,7 +92,8 @@ impl Server {
     /// Makes the session independent of what roles, databases and the server have configured for sessions.
     fn prepare_session(&mut self) -> Result<()> {
         self.rows(
-            "set search_path = pg_catalog; set statement_timeout = 0; set lock_timeout = 0; \
+            // A server that waits for a checkpoint must notice that its client was killed.
+            "set client_connection_check_interval = '2s'; set search_path = pg_catalog; set statement_timeout = 0; set lock_timeout = 0; \
              set standard_conforming_strings = on; set timezone = 'UTC'; set datestyle = 'ISO'; \
              set bytea_output = 'hex'; \
              select set_config(name, '0', false) from pg_settings \

@@ -3,8 +3,8 @@
 #![allow(dead_code, clippy::expect_used)]
 
 use std::ops::Range;
-use walden::index::{ArchivedRow, Commits, Fingerprint, Index, RepositoryStamp};
-use walden::postgres::SystemIdentifier;
+use walden::index::{ArchivedRow, Fingerprint, Index, RepositoryStamp, SegmentFacts};
+use walden::postgres::{Lsn, SystemIdentifier};
 
 pub const SYSID: SystemIdentifier = SystemIdentifier(7_000_000_000_000_000_001);
 
@@ -26,20 +26,26 @@ pub fn record(index: &Index, segments: Range<u64>) {
 pub fn record_for(index: &Index, segments: Range<u64>, sysid: SystemIdentifier, url: &str, id: &str) {
     let copies = [RepositoryStamp { url: url.to_owned(), cluster_id: id.to_owned() }];
     let names: Vec<String> = segments.clone().map(name).collect();
+    let facts: Vec<SegmentFacts> = segments
+        .clone()
+        .map(|at| SegmentFacts {
+            commits: 1000,
+            first_commit: Some(at as i64 * 1_000_000),
+            last_commit: Some(at as i64 * 1_000_000 + 999_999),
+            last_end: Some(at as i64 * 1_000_000 + 999_999),
+            last_commit_lsn: Some(Lsn(at << 24)),
+            ..SegmentFacts::default()
+        })
+        .collect();
     let rows: Vec<ArchivedRow<'_>> = segments
-        .zip(&names)
-        .map(|(at, name)| ArchivedRow {
+        .zip(names.iter().zip(&facts))
+        .map(|(at, (name, facts))| ArchivedRow {
             sysid,
             name,
             crc: at as u32,
             fingerprint: fingerprint(at),
             stored_size: Some(4 << 20),
-            commits: Some(Commits {
-                count: 1000,
-                first: Some(at as i64 * 1_000_000),
-                last: Some(at as i64 * 1_000_000 + 999_999),
-                last_lsn: Some(at << 24),
-            }),
+            facts: Some(facts),
             copies: &copies,
             lacking: Vec::new(),
         })

@@ -9,10 +9,9 @@ use super::source::WalFile;
 use super::targets::{Target, Targets};
 use super::whole;
 use crate::codec::Sealer;
-use crate::index::{Commits, Fingerprint, IndexHandle, RepositoryStamp};
+use crate::index::{Fingerprint, IndexHandle, RepositoryStamp, SegmentFacts};
 use crate::kind::{Error, Kind, Result};
-use crate::postgres::wal::SegmentSummary;
-use crate::postgres::{ArchiveFileName, PgTimestamp, TimelineId};
+use crate::postgres::{ArchiveFileName, TimelineId};
 use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, find_contents};
 use std::path::Path;
 use std::sync::Mutex;
@@ -37,8 +36,8 @@ pub struct Done {
     pub copies: Vec<RepositoryStamp>,
     /// The repositories that failed, by their URL, and why.
     pub failed: Vec<(String, Error)>,
-    /// What its records say.
-    pub summary: Option<SegmentSummary>,
+    /// What its records tell; none where they were not read.
+    pub facts: Option<SegmentFacts>,
 }
 
 /// What all files of one call share.
@@ -118,7 +117,7 @@ impl Batch<'_> {
             stored_size: None,
             copies: holding.iter().map(|target| target.stamp()).collect(),
             failed: Vec::new(),
-            summary: outgoing.summary.take(),
+            facts: outgoing.summary.take().and_then(|summary| SegmentFacts::of(&name.to_string(), &summary)),
         };
         let mut failed = Vec::new();
         if !lacking.is_empty() {
@@ -274,16 +273,5 @@ impl Batch<'_> {
                 tracing::warn!("WAL file \"{}\" was not archived ahead of its turn: {error}", file.name);
             }
         }
-    }
-}
-
-/// Returns what the index keeps of the commits in a segment.
-pub fn commits_of(summary: &SegmentSummary) -> Commits {
-    let us = |time: PgTimestamp| jiff::Timestamp::from(time).as_microsecond();
-    Commits {
-        count: summary.commits,
-        first: summary.min_commit_time.map(us),
-        last: summary.max_commit_time.map(us),
-        last_lsn: summary.last_commit.as_ref().map(|last| last.lsn.0),
     }
 }

@@ -158,7 +158,7 @@ fn warn_of_records(name: ArchiveFileName, summary: &SegmentSummary) {
             "WAL segment \"{name}\" has the unknown page magic {:04X}; archived, but its commits are not known",
             summary.magic
         );
-    } else if let Some(bad) = summary.bad_record.as_ref().filter(|bad| !bad.is_end_of_wal) {
+    } else if let Some(bad) = &summary.bad_record {
         tracing::warn!(
             "WAL segment \"{name}\" has a bad record at {}: {}; archived as it is; hint: recovery cannot pass it, take a \
              base backup now",

@@ -4,7 +4,7 @@
 //! repositories hold under its name, stored durably in enough of them, looked for once more (of two hosts that
 //! race, at least one sees the other's), and only then written into the index and acknowledged.
 
-use super::batch::{Batch, Done, commits_of};
+use super::batch::{Batch, Done};
 use super::memory::Memory;
 use super::outgoing::MEMORY;
 use super::source::{Origin, WalFile};
@@ -217,11 +217,7 @@ fn record(
                 crc: done.crc,
                 fingerprint: done.fingerprint,
                 stored_size: done.stored_size,
-                commits: done
-                    .summary
-                    .as_ref()
-                    .filter(|summary| summary.major_version.is_some())
-                    .map(commits_of),
+                facts: done.facts.as_ref(),
                 copies: &done.copies,
                 lacking: repositories
                     .iter()

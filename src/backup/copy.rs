@@ -2,9 +2,11 @@
 
 use super::Sink;
 use super::files::Tree;
+use super::journal::Journal;
 use super::pieces::{Builder, Built, PartDone};
-use super::plan::{self, Layout, Limits, Piece};
+use super::plan::{self, First, Layout, Limits, Piece};
 use super::record::Recorder;
+use super::resume::Paths;
 use crate::kind::{Error, Result};
 use crate::repository::backup::StoredObject;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -51,9 +53,17 @@ pub struct Copy<'a> {
     pub sink: &'a dyn Sink,
     /// How large they are.
     pub limits: Limits,
+    account: Account<'a>,
+}
+
+/// What is noted of each piece.
+struct Account<'a> {
     /// The manifest.
-    pub recorder: Recorder,
-    /// The pieces by number; those that are not stored yet are missing.
+    recorder: Recorder,
+    /// Where pieces are noted for a later attempt; the number in a name is so much higher than its place.
+    journal: Option<&'a mut Journal>,
+    names_ahead: u32,
+    /// The pieces by place; those that are not stored yet are missing.
     pieces: Vec<Option<StoredObject>>,
 }
 
@@ -65,30 +75,46 @@ struct Stored {
 }
 
 impl<'a> Copy<'a> {
-    /// Returns a copy of which nothing is done.
-    pub fn new(builder: Builder<'a>, sink: &'a dyn Sink, limits: Limits, recorder: Recorder) -> Self {
-        Self { builder, sink, limits, recorder, pieces: Vec::new() }
+    /// Returns a copy of which the `pieces` are done and accounted for.
+    pub fn new(
+        builder: Builder<'a>,
+        sink: &'a dyn Sink,
+        limits: Limits,
+        recorder: Recorder,
+        journal: Option<&'a mut Journal>,
+        pieces: Vec<StoredObject>,
+    ) -> Self {
+        let (pieces, names_ahead) = (pieces.into_iter().map(Some).collect(), builder.names_ahead);
+        Self { builder, sink, limits, account: Account { recorder, journal, names_ahead, pieces } }
     }
 
-    /// Stores everything that a walk through `tree` finds, with so many workers. Calls `heartbeat` now and then; its
-    /// failure ends the copy.
+    /// Returns the manifest.
+    pub fn recorder(&mut self) -> &mut Recorder {
+        &mut self.account.recorder
+    }
+
+    /// Stores everything that a walk through `tree` finds and that is not in `present`, with so many workers. Calls
+    /// `heartbeat` now and then; its failure ends the copy.
     pub fn files(
         &mut self,
         tree: &Tree,
         workers: usize,
+        present: &Paths,
+        first_item: u64,
         heartbeat: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
+        let first = First { piece: self.account.pieces.len() as u32, item: first_item };
         let (plan, planned) = mpsc::sync_channel::<Piece>(1);
         let (store, stored) = mpsc::sync_channel::<Result<Stored>>(workers);
         let planned = Arc::new(Mutex::new(planned));
-        let Self { builder, sink, limits, recorder, pieces } = self;
+        let Self { builder, sink, limits, account } = self;
         let (builder, sink, limits) = (&*builder, *sink, *limits);
         std::thread::scope(move |scope| {
             let failures = store.clone();
             scope.spawn(move || {
                 // A closed channel means that somebody else failed first.
                 let mut emit = |piece| plan.send(piece).map_err(|_| Error::other("the backup was given up"));
-                if let Err(error) = plan::lay_out(tree, limits, &mut emit) {
+                if let Err(error) = plan::lay_out(tree, limits, first, present, &mut emit) {
                     let _ = failures.send(Err(error));
                 }
             });
@@ -98,7 +124,7 @@ impl<'a> Copy<'a> {
             }
             // From here on only the threads hold the channels' ends: when they end, the channels close.
             drop((planned, store));
-            let result = account(&stored, recorder, pieces, heartbeat);
+            let result = account.keep(&stored, heartbeat);
             // After a failure, whoever still has something to report finds nobody there and ends.
             drop(stored);
             result
@@ -107,11 +133,13 @@ impl<'a> Copy<'a> {
 
     /// Stores what `add` lays out, one piece after the other, in this thread.
     pub fn tail(&mut self, add: impl FnOnce(&mut Layout<'_>) -> Result<()>) -> Result<()> {
-        let first = self.pieces.len() as u32;
-        let Self { builder, sink, limits, recorder, pieces } = self;
+        let Self { builder, sink, limits, account } = self;
+        // The end is made anew by each attempt.
+        account.journal = None;
+        let first = First { piece: account.pieces.len() as u32, item: 0 };
         let mut emit = |piece| {
             let stored = store_piece(builder, *sink, piece)?;
-            note(stored, recorder, pieces)
+            account.note(stored)
         };
         let mut layout = Layout::new(*limits, first, &mut emit);
         add(&mut layout)?;
@@ -120,7 +148,8 @@ impl<'a> Copy<'a> {
 
     /// Returns the pieces in order.
     pub fn pieces(&mut self) -> Result<Vec<StoredObject>> {
-        let pieces: Option<Vec<StoredObject>> = std::mem::take(&mut self.pieces).into_iter().collect();
+        let pieces: Option<Vec<StoredObject>> =
+            std::mem::take(&mut self.account.pieces).into_iter().collect();
         pieces.ok_or_else(|| Error::other("a piece of the backup is missing"))
     }
 }
@@ -148,31 +177,36 @@ fn store_piece(builder: &Builder<'_>, sink: &dyn Sink, piece: Piece) -> Result<S
     Ok(Stored { number, object, parts })
 }
 
-fn account(
-    stored: &Receiver<Result<Stored>>,
-    recorder: &mut Recorder,
-    pieces: &mut Vec<Option<StoredObject>>,
-    heartbeat: &mut dyn FnMut() -> Result<()>,
-) -> Result<()> {
-    let mut last_beat = Instant::now();
-    loop {
-        match stored.recv_timeout(HEARTBEAT.saturating_sub(last_beat.elapsed())) {
-            Ok(stored) => note(stored?, recorder, pieces)?,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
-        }
-        if last_beat.elapsed() >= HEARTBEAT {
-            heartbeat()?;
-            last_beat = Instant::now();
+impl Account<'_> {
+    /// Notes what is stored until all is.
+    fn keep(
+        &mut self,
+        stored: &Receiver<Result<Stored>>,
+        heartbeat: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut last_beat = Instant::now();
+        loop {
+            match stored.recv_timeout(HEARTBEAT.saturating_sub(last_beat.elapsed())) {
+                Ok(stored) => self.note(stored?)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if last_beat.elapsed() >= HEARTBEAT {
+                heartbeat()?;
+                last_beat = Instant::now();
+            }
         }
     }
-}
 
-fn note(stored: Stored, recorder: &mut Recorder, pieces: &mut Vec<Option<StoredObject>>) -> Result<()> {
-    let at = stored.number as usize;
-    if pieces.len() <= at {
-        pieces.resize(at + 1, None);
+    fn note(&mut self, stored: Stored) -> Result<()> {
+        let at = stored.number as usize;
+        if self.pieces.len() <= at {
+            self.pieces.resize(at + 1, None);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.add(stored.number + self.names_ahead, &stored.object, &stored.parts);
+        }
+        self.pieces[at] = Some(stored.object);
+        stored.parts.into_iter().try_for_each(|part| self.recorder.add(part))
     }
-    pieces[at] = Some(stored.object);
-    stored.parts.into_iter().try_for_each(|part| recorder.add(part))
 }

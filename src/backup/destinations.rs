@@ -6,9 +6,15 @@
 use super::Sink;
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, WalSegmentName};
-use crate::repository::backup::{BackupSummary, SUMMARY_NAME};
-use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, copy_object, find_contents, ship};
+use crate::repository::backup::{BackupSummary, SUMMARY_NAME, StoredObject};
+use crate::repository::{
+    ClusterKeys, Outcome, Repository, WalObject, ask_all, copy_object, find_contents, list_backup_objects,
+    read_stored, remove_leftovers, ship,
+};
+use crate::storage::Put;
 use bytes::Bytes;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,7 +27,10 @@ const REPORT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Destinations<'r> {
     keys: ClusterKeys,
+    id: String,
     folder: String,
+    /// Whether an earlier attempt stored objects here.
+    continued: AtomicBool,
     left: Mutex<Vec<&'r Repository>>,
     failed: Mutex<Vec<(&'r Repository, Error)>>,
 }
@@ -36,7 +45,14 @@ impl<'r> Destinations<'r> {
         failed: Vec<(&'r Repository, Error)>,
     ) -> Self {
         let folder = keys.backup(id);
-        Self { keys, folder, left: Mutex::new(ready), failed: Mutex::new(failed) }
+        Self {
+            keys,
+            id: id.to_owned(),
+            folder,
+            continued: AtomicBool::new(false),
+            left: Mutex::new(ready),
+            failed: Mutex::new(failed),
+        }
     }
 
     fn left(&self) -> Vec<&'r Repository> {
@@ -67,12 +83,20 @@ impl<'r> Destinations<'r> {
         limit: Duration,
     ) -> Result<(Vec<&'r Repository>, Vec<(&'r Repository, Error)>)> {
         self.wait_for_wal(summary, limit);
-        let text = Bytes::from(serde_json::to_vec_pretty(summary).context("write backup.json")?);
-        let left = self.left();
-        let outcome = ship(&left, &format!("{}{SUMMARY_NAME}", self.folder), &text, usize::MAX);
-        for (repository, error) in outcome.failed {
-            self.give_up(repository, error);
+        if self.continued.load(Ordering::Relaxed) {
+            // What an earlier attempt had sent when it was killed may have arrived since.
+            let keep = summary.objects().map(|object| object.name.as_str()).collect();
+            for repository in self.left() {
+                if let Err(error) = remove_leftovers(repository, &self.keys, &self.id, &keep) {
+                    self.give_up(repository, error);
+                }
+            }
+            if self.left().is_empty() {
+                return Err(self.first_failure());
+            }
         }
+        let text = Bytes::from(serde_json::to_vec_pretty(summary).context("write backup.json")?);
+        self.ship(SUMMARY_NAME, &text);
         let complete = self.left();
         if complete.is_empty() {
             return Err(self.first_failure());
@@ -164,12 +188,83 @@ impl<'r> Destinations<'r> {
     }
 }
 
+impl Destinations<'_> {
+    /// Sends an object to every repository that is left. One that holds another content under its name fails.
+    fn ship(&self, name: &str, body: &Bytes) {
+        let left = self.left();
+        let key = format!("{}{name}", self.folder);
+        let Outcome { stored, failed } = ship(&left, &key, body, usize::MAX);
+        for (repository, put) in stored {
+            // The answer to the first of several tries may have been lost.
+            if put == Put::Existed
+                && let Err(error) = is_stored(repository, &key, body)
+            {
+                self.give_up(repository, error);
+            }
+        }
+        for (repository, error) in failed {
+            self.give_up(repository, error);
+        }
+    }
+}
+
+fn is_stored(repository: &Repository, key: &str, body: &Bytes) -> Result<()> {
+    if read_stored(repository, key, body.len() as u64)? == body[..] {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Conflict,
+        format!("repository \"{}\" holds other content under \"{key}\"", repository.name()),
+    ))
+}
+
 impl Sink for Destinations<'_> {
     fn put(&self, name: &str, body: Bytes) -> Result<()> {
+        self.ship(name, &body);
+        if self.left().is_empty() { Err(self.first_failure()) } else { Ok(()) }
+    }
+
+    fn present(&self) -> Result<HashMap<String, u64>> {
+        let mut present: HashMap<String, u64> = HashMap::new();
+        let mut differ = Vec::new();
+        for repository in self.left() {
+            let objects = list_backup_objects(repository, &self.keys, &self.id)
+                .map_err(|error| repository.error("list", &error))?;
+            for object in objects {
+                let Some(name) = object.key.strip_prefix(&self.folder) else { continue };
+                if *present.entry(name.to_owned()).or_insert(object.size) != object.size {
+                    differ.push(name.to_owned());
+                }
+            }
+        }
+        present.retain(|name, _| !differ.contains(name));
+        Ok(present)
+    }
+
+    fn keep_only(&self, objects: &[StoredObject]) -> Result<()> {
+        self.continued.store(true, Ordering::Relaxed);
+        let keep: BTreeSet<&str> = objects.iter().map(|object| object.name.as_str()).collect();
         let left = self.left();
-        let outcome = ship(&left, &format!("{}{name}", self.folder), &body, usize::MAX);
-        for (repository, error) in outcome.failed {
-            self.give_up(repository, error);
+        let mut held = Vec::new();
+        for repository in &left {
+            // Where the rest cannot be removed, restoring by hand would take it along.
+            remove_leftovers(repository, &self.keys, &self.id, &keep)?;
+            let found = list_backup_objects(repository, &self.keys, &self.id)
+                .map_err(|error| repository.error("list", &error))?;
+            held.push(found.into_iter().map(|object| object.key).collect::<BTreeSet<String>>());
+        }
+        for object in objects {
+            let key = format!("{}{}", self.folder, object.name);
+            let Some(holder) = held.iter().position(|held| held.contains(&key)) else {
+                return Err(Error::new(Kind::Repository, format!("object \"{key}\" is gone")));
+            };
+            for (repository, held) in left.iter().zip(&held) {
+                if !held.contains(&key)
+                    && let Err(error) = copy_object(left[holder], repository, &key)
+                {
+                    self.give_up(repository, error);
+                }
+            }
         }
         if self.left().is_empty() { Err(self.first_failure()) } else { Ok(()) }
     }

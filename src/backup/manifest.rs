@@ -71,7 +71,8 @@ fn file(line: &ManifestLine) -> String {
     )
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Returns the bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

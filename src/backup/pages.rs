@@ -60,7 +60,7 @@ impl Findings {
         let mut forged: Vec<u32> =
             self.newer.iter().filter(|(lsn, _)| *lsn > stop_lsn).map(|(_, block)| *block).collect();
         forged.sort_unstable();
-        merge_bad(&mut self.bad, BadPages { count: forged.len() as u64, blocks: forged });
+        merge_bad(&mut self.bad, BadPages { count: forged.len() as u64, blocks: forged, relation: None });
         (self.bad.count > 0).then_some(self.bad)
     }
 }
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(bytes, good.concat());
         let bad = [zero, &torn, zero, &torn];
         let (findings, _) = check_file(&bad, &bad, Lsn(u64::MAX));
-        assert_eq!(findings.bad, BadPages { count: 2, blocks: vec![1, 3] });
+        assert_eq!(findings.bad, BadPages { count: 2, blocks: vec![1, 3], relation: None });
         assert_eq!(findings.settle(Lsn(0)).unwrap().count, 2);
     }
 
@@ -150,7 +150,10 @@ mod tests {
         let (findings, _) = check_file(&pages, &pages, Lsn(1));
         let lsn = findings.newer[0].0;
         assert_eq!(findings.clone().settle(lsn), None);
-        assert_eq!(findings.settle(Lsn(lsn.0 - 1)), Some(BadPages { count: 1, blocks: vec![3] }));
+        assert_eq!(
+            findings.settle(Lsn(lsn.0 - 1)),
+            Some(BadPages { count: 1, blocks: vec![3], relation: None })
+        );
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub struct Builder<'a> {
     pub progress: &'a Progress,
     /// Slows reading down.
     pub throttle: &'a Throttle,
+    /// How much higher the numbers in the names of pieces are than their places in the backup: names of an earlier attempt
+    /// are not used again.
+    pub names_ahead: u32,
 }
 
 /// A part that was read, and where it was put.
@@ -45,7 +48,7 @@ pub struct PartDone {
 
 /// A piece as it is to be stored.
 pub struct Built {
-    /// The piece's number.
+    /// The piece's place in the backup.
     pub number: u32,
     /// Its name, size and CRC-32.
     pub object: StoredObject,
@@ -72,7 +75,8 @@ impl Builder<'_> {
         let mut body = writer.finish()?;
         body.shrink_to_fit();
         let body = Bytes::from(body);
-        let object = StoredObject::of(piece_name(piece.number, self.sealer.ending()), &body);
+        let name = piece_name(piece.number + self.names_ahead, self.sealer.ending());
+        let object = StoredObject::of(name, &body);
         Ok(Built { number: piece.number, object, body, parts })
     }
 

@@ -3,7 +3,9 @@
 
 use super::files::{Entry, Tree};
 use super::names::RelationFile;
+use super::resume::Paths;
 use super::tar_stream::{self, Attributes, BLOCK};
+use super::unchanged::Identity;
 use crate::durable::at;
 use crate::kind::{Context, Error, Result};
 use crate::postgres::BLOCK_SIZE;
@@ -12,9 +14,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-
-/// Rather than leave less than this of a file in a piece, the file begins in the next one.
-const SMALLEST_EXTENT: u64 = 64 * 1024;
 
 /// Where the content of an item comes from.
 pub enum Content {
@@ -42,8 +41,19 @@ pub struct Item {
     pub size: u64,
     /// What its name says, if it holds pages.
     pub relation: Option<RelationFile>,
+    /// What it was when it was opened; none for what is no settled file.
+    pub identity: Option<Identity>,
     /// The content.
     pub content: Content,
+}
+
+/// Where a layout begins.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct First {
+    /// The number of the first piece.
+    pub piece: u32,
+    /// The number of the first item.
+    pub item: u64,
 }
 
 /// Consecutive bytes of an item in a piece.
@@ -86,7 +96,8 @@ pub struct Limits {
     pub items: usize,
 }
 
-/// Lays items out one after the other and hands on each piece that is full.
+/// Lays items out one after the other and hands on each piece that is full. A file is cut only if it is larger than a
+/// piece, and shares none with others then: so a later attempt can keep a piece without regard to its neighbours.
 pub struct Layout<'a> {
     limits: Limits,
     piece: Piece,
@@ -95,9 +106,9 @@ pub struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// Returns a layout that begins with piece `first`.
-    pub fn new(limits: Limits, first: u32, emit: &'a mut dyn FnMut(Piece) -> Result<()>) -> Self {
-        Self { limits, piece: Piece { number: first, ..Piece::default() }, items: 0, emit }
+    /// Returns a layout that begins at `first`.
+    pub fn new(limits: Limits, first: First, emit: &'a mut dyn FnMut(Piece) -> Result<()>) -> Self {
+        Self { limits, piece: Piece { number: first.piece, ..Piece::default() }, items: first.item, emit }
     }
 
     /// Adds a directory.
@@ -115,6 +126,7 @@ impl<'a> Layout<'a> {
             attributes,
             size: 0,
             relation: None,
+            identity: None,
             content: Content::Empty,
         })
     }
@@ -126,6 +138,7 @@ impl<'a> Layout<'a> {
         attributes: Attributes,
         size: u64,
         relation: Option<RelationFile>,
+        identity: Option<Identity>,
         content: Content,
     ) -> Result<()> {
         let header = tar_stream::file_header(&path, size, attributes);
@@ -138,6 +151,7 @@ impl<'a> Layout<'a> {
             attributes,
             size,
             relation,
+            identity,
             content,
         })
     }
@@ -149,7 +163,7 @@ impl<'a> Layout<'a> {
     fn add(&mut self, header: Vec<u8>, item: impl FnOnce(u64) -> Item) -> Result<()> {
         let item = Arc::new(item(self.items));
         self.items += 1;
-        let wanted = header.len() as u64 + item.size.min(SMALLEST_EXTENT).next_multiple_of(BLOCK);
+        let wanted = header.len() as u64 + item.size.next_multiple_of(BLOCK);
         if wanted > self.room() || self.piece.parts.len() >= self.limits.items {
             self.flush()?;
         }
@@ -172,7 +186,7 @@ impl<'a> Layout<'a> {
                 last: whole,
             });
             if whole {
-                return Ok(());
+                return if index > 0 { self.flush() } else { Ok(()) };
             }
             (offset, index) = (offset + length, index + 1);
             self.flush()?;
@@ -204,11 +218,18 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Walks the data directory, lays out what belongs into the backup, and returns the number of the piece that
-/// follows. A file that is gone when it is to be opened is left out: replay drops it again.
-pub fn lay_out(tree: &Tree, limits: Limits, emit: &mut dyn FnMut(Piece) -> Result<()>) -> Result<u32> {
-    let mut layout = Layout::new(limits, 0, emit);
+/// Walks the data directory, lays out what belongs into the backup and is not in it yet, and returns the number of the
+/// piece that follows. A file that is gone when it is to be opened is left out: replay drops it again.
+pub fn lay_out(
+    tree: &Tree,
+    limits: Limits,
+    first: First,
+    present: &Paths,
+    emit: &mut dyn FnMut(Piece) -> Result<()>,
+) -> Result<u32> {
+    let mut layout = Layout::new(limits, first, emit);
     tree.walk(&mut |entry| match entry {
+        Entry::Directory { path, .. } | Entry::File { path, .. } if present.contains(&path) => Ok(()),
         Entry::Directory { path, attributes } => layout.directory(path, attributes),
         Entry::File { path, on_disk, relation } => {
             let (file, meta) = match File::open(&on_disk).and_then(|file| file.metadata().map(|meta| (file, meta))) {
@@ -221,7 +242,8 @@ pub fn lay_out(tree: &Tree, limits: Limits, emit: &mut dyn FnMut(Piece) -> Resul
                 }
                 Err(error) => return Err(at(&on_disk)(error)).context("open file"),
             };
-            layout.file(path, Attributes::of(&meta), meta.len(), relation, Content::Disk(file))
+            let identity = Identity::of(&meta);
+            layout.file(path, Attributes::of(&meta), meta.len(), relation, identity, Content::Disk(file))
         }
     })?;
     layout.finish()
@@ -240,10 +262,10 @@ mod tests {
             pieces.push(piece);
             Ok(())
         };
-        let mut layout = Layout::new(limits, 0, &mut emit);
+        let mut layout = Layout::new(limits, First::default(), &mut emit);
         for (at, size) in sizes.iter().enumerate() {
             let content = Content::Memory(Bytes::new());
-            layout.file(PathBuf::from(format!("f{at}")), ATTRIBUTES, *size, None, content).unwrap();
+            layout.file(PathBuf::from(format!("f{at}")), ATTRIBUTES, *size, None, None, content).unwrap();
         }
         layout.end_of_stream().unwrap();
         layout.finish().unwrap();
@@ -263,6 +285,8 @@ mod tests {
             for (at, piece) in pieces.iter().enumerate() {
                 prop_assert_eq!(piece.number as usize, at);
                 prop_assert!(piece.length <= limits.bytes && piece.parts.len() <= items);
+                let cut = |part: &Part| part.index > 0 || !part.last;
+                prop_assert!(piece.parts.len() <= 1 || !piece.parts.iter().any(cut), "a cut file is alone");
                 let mut length = piece.end;
                 for part in &piece.parts {
                     let item = part.item.number as usize;

@@ -1,11 +1,11 @@
 //! What must be true before a backup begins: the right server, a version that is known, rights, a directory that can
-//! be read.
+//! be read, WAL that is archived. And what must still be true when it has ended.
 
-use super::BackupOptions;
-use super::files::CONTROL_FILE;
+use super::files::{CONTROL_FILE, Tree};
+use super::{BackupOptions, archiving};
 use crate::durable::at;
 use crate::kind::{Context, Error, Kind, Result};
-use crate::postgres::{ControlFile, ParseError};
+use crate::postgres::{BackupLabel, ControlFile, ParseError};
 use crate::server::Server;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -35,9 +35,46 @@ pub struct Preflight {
     pub from_standby: bool,
     /// `data_directory`, `config_file`, `hba_file` and `ident_file`, as far as the role may see them.
     pub settings: BTreeMap<String, String>,
+    /// About how many bytes of files there are.
+    pub size: u64,
 }
 
-/// Checks that a backup can begin. Changes nothing.
+impl Preflight {
+    /// Returns the data directory as the walk sees it, with the tablespaces that there are now.
+    pub(super) fn tree(&self) -> Result<Tree> {
+        Tree::open(&self.data_dir, self.major_version, self.control.catalog_version)
+    }
+
+    /// Checks, when the backup has ended on the server, that it is what it was when it began.
+    pub(super) fn check_after(&self, label: &BackupLabel, server: &mut Server) -> Result<()> {
+        if !self.from_standby {
+            return Ok(());
+        }
+        if !label.from_standby || !server.is_in_recovery()? {
+            return Err(promoted());
+        }
+        let now = read_control_file(&self.data_dir)?.1.min_recovery_point_timeline;
+        match now {
+            Some(now) if now != label.timeline => Err(Error::new(
+                Kind::Server,
+                format!(
+                    "the standby followed its primary from timeline {} to {} during the backup",
+                    label.timeline.0, now.0
+                ),
+            )
+            .with_hint("run base-backup again")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Returns what is said of a standby that is none any more.
+pub(super) fn promoted() -> Error {
+    Error::new(Kind::Server, "the standby was promoted during the backup")
+        .with_hint("what was copied is of no use; run base-backup again")
+}
+
+/// Checks that a backup can begin. Changes nothing, and reads nothing but the control file and the names of files.
 pub fn preflight(options: &BackupOptions, server: &mut Server) -> Result<Preflight> {
     if options.label.contains(['\n', '\r']) {
         return Err(Error::usage("the label of a backup cannot contain a line feed"));
@@ -69,10 +106,15 @@ pub fn preflight(options: &BackupOptions, server: &mut Server) -> Result<Preflig
     }
     check_privileges(server, major_version)?;
     let from_standby = server.is_in_recovery()?;
-    if from_standby {
-        check_standby(server)?;
+    // A standby leaves archiving to its primary, and the server itself sees to the rest: it refuses to begin or end a
+    // backup over WAL that was written with full_page_writes off (`do_pg_backup_start`, `do_pg_backup_stop`).
+    if !from_standby {
+        archiving::check(server)?;
     }
-    Ok(Preflight { data_dir, control, server_version, major_version, from_standby, settings })
+    let mut preflight =
+        Preflight { data_dir, control, server_version, major_version, from_standby, settings, size: 0 };
+    preflight.size = preflight.tree()?.estimate()?;
+    Ok(preflight)
 }
 
 /// Returns the data directory without links, once it is certain that it is the server's.
@@ -115,13 +157,6 @@ fn check_privileges(server: &mut Server, major: u32) -> Result<()> {
                 .with_hint(format!("GRANT EXECUTE ON FUNCTION {function} TO \"{role}\", in this database")));
         }
     }
-    Ok(())
-}
-
-/// Checks what a backup from a standby needs besides. The server itself refuses one while `full_page_writes` was off
-/// on the primary, and at its end when the standby was promoted meanwhile (`do_pg_backup_stop`).
-#[allow(clippy::unnecessary_wraps, clippy::needless_pass_by_ref_mut)] // the conditions of issue 4 belong here
-fn check_standby(_server: &mut Server) -> Result<()> {
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Keeping account of what was read: the lines of the manifest, as files are completed.
 
+use super::names::RelationFile;
 use super::pages::Findings;
 use super::pieces::PartDone;
 use crate::kind::{Context, Error, Result};
@@ -86,12 +87,21 @@ impl Parts {
     }
 }
 
+/// A file with pages whose checksum is wrong.
+#[derive(Debug, Clone)]
+pub struct BadFile {
+    /// Its line of the manifest.
+    pub line: ManifestLine,
+    /// What its name says.
+    pub relation: Option<RelationFile>,
+}
+
 /// The account of a backup.
 pub struct Recorder {
     parts: Parts,
     lines: Spool,
     /// Files with pages of which only the backup's end tells whether they are good.
-    held: Vec<(ManifestLine, Findings)>,
+    held: Vec<(ManifestLine, Option<RelationFile>, Findings)>,
     /// Files so far.
     pub files: u64,
     /// Their bytes.
@@ -137,7 +147,7 @@ impl Recorder {
         if findings == Findings::default() {
             self.write(&line)
         } else {
-            self.held.push((line, findings));
+            self.held.push((line, item.relation, findings));
             Ok(())
         }
     }
@@ -147,28 +157,31 @@ impl Recorder {
         self.lines.write_all(b"\n").context("write manifest")
     }
 
-    /// Writes the lines that waited for the backup's end.
-    pub fn settle(&mut self, stop_lsn: Lsn) -> Result<()> {
+    /// Decides about the pages that waited for the backup's end, and returns the files that have bad ones.
+    pub fn settle(&mut self, stop_lsn: Lsn) -> Result<Vec<BadFile>> {
         if !self.parts.incomplete.is_empty() {
             return Err(Error::other(format!(
                 "{} files were read in part only",
                 self.parts.incomplete.len()
             )));
         }
-        for (mut line, findings) in std::mem::take(&mut self.held) {
+        let mut bad_files = Vec::new();
+        for (mut line, relation, findings) in std::mem::take(&mut self.held) {
             line.bad_pages = findings.settle(stop_lsn);
-            if let Some(bad) = &line.bad_pages {
-                self.bad_pages += bad.count;
-                tracing::warn!(
-                    "wrong page checksums in \"{}\": {} pages, the first at block {}",
-                    line.path.display(),
-                    bad.count,
-                    bad.blocks.first().copied().unwrap_or_default()
-                );
+            match &line.bad_pages {
+                None => self.write(&line)?,
+                Some(bad) => {
+                    self.bad_pages += bad.count;
+                    bad_files.push(BadFile { line, relation });
+                }
             }
-            self.write(&line)?;
         }
-        Ok(())
+        Ok(bad_files)
+    }
+
+    /// Writes the lines of files with bad pages, once it is known whose they are.
+    pub fn write_bad(&mut self, bad_files: &[BadFile]) -> Result<()> {
+        bad_files.iter().try_for_each(|bad| self.write(&bad.line))
     }
 
     /// Returns the lines so far.

@@ -2,26 +2,37 @@
 
 use super::output::{Format, bytes, json};
 use super::{Global, setup};
-use crate::backup::{BackupOptions, Destinations, run as run_backup};
-use crate::config::Config;
+use crate::backup::{
+    Attempt, BackupOptions, BrokenOff, Destinations, Head, Journal, Journals, Preflight, Taken, check_space,
+    leftovers, preflight, run as run_backup,
+};
+use crate::config::{Config, Encryption};
+use crate::index::{BadPagesRow, IndexHandle};
 use crate::kind::{Error, Kind, Result};
+use crate::postgres::SystemIdentifier;
 use crate::progress::Progress;
-use crate::repository::backup::{BackupSummary, new_backup_id};
+use crate::repository::backup::new_backup_id;
 use crate::repository::{ClusterKeys, ClusterState, Repository, ask_all};
 use crate::server::Server;
 use jiff::Timestamp;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// The label of a backup that is given none.
+const LABEL: &str = "walden";
 
 /// Take a base backup of the local data directory
 ///
 /// Reads the files while the server runs, compresses and encrypts them, and sends them to every repository. The backup
 /// counts, in each repository by itself, once the WAL that it needs is archived there.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  walden base-backup --fast --note 'before the migration'")]
+#[command(
+    after_help = "Examples:\n  walden base-backup --fast --note 'before the migration'\n  walden base-backup --resume"
+)]
 pub struct Args {
-    /// The label that the server notes for the backup
-    #[arg(long, default_value = "walden")]
-    label: String,
+    /// The label that the server notes for the backup [default: walden]
+    #[arg(long)]
+    label: Option<String>,
     /// A remark, shown by list
     #[arg(long)]
     note: Option<String>,
@@ -37,7 +48,10 @@ pub struct Args {
     /// Read at most this many bytes per second; k, M and G are understood
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     max_rate: Option<u64>,
-    /// How long to wait for the WAL of the backup to be archived
+    /// Go on with the newest backup that broke off, as far as its files have not changed; where there is none, begin anew
+    #[arg(long)]
+    resume: bool,
+    /// How long to wait for the WAL of the backup to be archived, at most a day
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_wait)]
     wait: Duration,
     /// Text for people or JSON for programs
@@ -46,7 +60,8 @@ pub struct Args {
 }
 
 fn parse_wait(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "write it as 30s, 10m or 2h".to_owned())
+    let limit = |wait: &Duration| *wait <= Duration::from_hours(24);
+    humantime::parse_duration(text).ok().filter(limit).ok_or_else(|| "write it as 30s, 10m or 2h".to_owned())
 }
 
 fn parse_rate(text: &str) -> Result<u64, String> {
@@ -74,50 +89,210 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let index = setup::index(&config);
     let control = setup::control_file(&config.data_dir)?;
     let sysid = control.system_identifier;
-    let (ready, failed) = ready(&repositories, &config, sysid)?;
+    let (ready, mut failed) = ready(&repositories, &config, sysid)?;
     let mut server = Server::connect(&config.server.connection)?;
-    check_archiving(&mut server)?;
-    let id = new_backup_id(Timestamp::now(), control.timeline);
+    let mut options = options(args, &config);
+    let found = preflight(&options, &mut server)?;
     let keys = ClusterKeys::new(&config.cluster, sysid);
-    let destinations = Destinations::new(keys.clone(), &id, ready, failed);
-    let processors = std::thread::available_parallelism().map_or(2, usize::from);
-    let options = BackupOptions {
-        id: id.clone(),
-        cluster: config.cluster.clone(),
-        data_dir: config.data_dir.clone(),
-        label: args.label.clone(),
-        note: args.note.clone(),
-        fast: args.fast,
-        parallel: args.parallel.map_or(processors.max(4), usize::from),
-        max_rate: args.max_rate,
-        temp_dir: temp_dir(&config),
-    };
-    let operation = index.log_start("base-backup", &id);
+    let ready = with_space(ready, &mut failed, &keys, &found)?;
+
+    let mut attempt = prepare(args, &config, &found, &ready, &keys, failed.is_empty(), &mut options);
+    let destinations = Destinations::new(keys.clone(), &options.id, ready, failed);
+    let operation = index.log_start("base-backup", &options.id);
     let began = Instant::now();
     let progress = Progress::new();
     let result = super::progress::while_shown(&progress, "base backup", || {
-        let summary = run_backup(&options, &mut server, &sealer, &destinations, &progress)?;
+        let taken =
+            run_backup(&options, found, &mut server, &sealer, &destinations, &progress, &mut attempt)?;
         progress.set_phase("wait for WAL");
-        let (complete, failed) = destinations.complete(&summary, args.wait)?;
-        Ok((summary, complete, failed))
+        let (complete, failed) = destinations.complete(&taken.summary, args.wait)?;
+        Ok((taken, complete, failed))
     });
     index.log_end(operation, &result);
-    let (summary, complete, failed) = result?;
-    let pinned = if args.keep { super::pin::pin(&repositories, &keys, &id).map(drop) } else { Ok(()) };
-    report(args, &summary, &complete, began.elapsed())?;
+    let (taken, complete, failed) = match result {
+        Ok(done) => done,
+        Err(error) if attempt.journal.is_some() => {
+            return Err(error.with_hint("walden base-backup --resume goes on where this one broke off"));
+        }
+        Err(error) => return Err(error),
+    };
+    if let Some(journal) = attempt.journal.take() {
+        journal.finish();
+    }
+    note_bad_pages(&index, &taken);
+    let pinned =
+        if args.keep { super::pin::pin(&repositories, &keys, &taken.summary.id).map(drop) } else { Ok(()) };
+    report(args, &taken, &complete, began.elapsed())?;
+    let id = &taken.summary.id;
     if let Some((repository, error)) = failed.into_iter().next() {
         return Err(error
             .context(format!("backup {id} is complete, but not in repository \"{}\"", repository.name()))
             .with_hint("the next backup goes there again"));
     }
     pinned.map_err(|error| error.context(format!("backup {id} is complete, but not pinned everywhere")))?;
-    if summary.bad_pages > 0 {
-        return Err(Error::corrupt(format!("{} pages have wrong checksums", summary.bad_pages)).with_hint(
-            "the backup is kept; the damage is in the database itself: look at it with pg_amcheck before older backups \
-             expire",
-        ));
+    if taken.summary.bad_pages > 0 {
+        let first = taken.bad_files.first().map(|bad| format!(": {bad}")).unwrap_or_default();
+        return Err(Error::corrupt(format!("{} pages have wrong checksums{first}", taken.summary.bad_pages))
+            .with_hint(
+                "the backup is kept; the damage is in the database itself: look at it with pg_amcheck before older \
+                 backups expire",
+            ));
     }
     Ok(())
+}
+
+fn options(args: &Args, config: &Config) -> BackupOptions {
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    BackupOptions {
+        id: String::new(),
+        cluster: config.cluster.clone(),
+        data_dir: config.data_dir.clone(),
+        label: args.label.clone().unwrap_or_else(|| LABEL.to_owned()),
+        note: args.note.clone(),
+        fast: args.fast,
+        parallel: args.parallel.map_or(processors.max(4), usize::from),
+        max_rate: args.max_rate,
+        temp_dir: temp_dir(config),
+    }
+}
+
+/// Returns the repositories into which the backup will fit; the others fail. Fails when it fits into none.
+fn with_space<'r>(
+    ready: Vec<&'r Repository>,
+    failed: &mut Failed<'r>,
+    keys: &ClusterKeys,
+    found: &Preflight,
+) -> Result<Vec<&'r Repository>> {
+    let mut left = Vec::new();
+    for repository in ready {
+        match check_space(repository, keys, found.size) {
+            Ok(()) => left.push(repository),
+            Err(error) => failed.push((repository, error)),
+        }
+    }
+    match failed.last() {
+        Some((_, error)) if left.is_empty() => Err(error.clone()),
+        Some((_, error)) => {
+            tracing::warn!("{error}; the backup goes to the other repositories");
+            Ok(left)
+        }
+        None => Ok(left),
+    }
+}
+
+/// Decides whether an earlier backup is continued, removes what others left, and begins a journal. Sets the id, and what
+/// else is carried over.
+fn prepare(
+    args: &Args,
+    config: &Config,
+    found: &Preflight,
+    ready: &[&Repository],
+    keys: &ClusterKeys,
+    all_ready: bool,
+    options: &mut BackupOptions,
+) -> Attempt {
+    let dir = journals_dir(config, found.control.system_identifier);
+    let mut journals = Journals::read(&dir).unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        Journals::default()
+    });
+    options.id = new_backup_id(Timestamp::now(), found.control.timeline);
+    let mut head = head(config, found, ready, options);
+    let mut earlier = None;
+    if args.resume {
+        match newest(&mut journals, &head, ready, keys) {
+            Ok((broken_off, old)) => {
+                options.id.clone_from(&old.id);
+                if args.label.is_none() {
+                    options.label.clone_from(&old.label);
+                }
+                options.note = options.note.take().or(old.note);
+                tracing::info!("going on with backup {}", options.id);
+                earlier = Some(broken_off);
+                head = self::head(config, found, ready, options);
+            }
+            Err(reason) => tracing::warn!("no broken-off backup can be continued: {reason}; beginning anew"),
+        }
+    }
+    if all_ready {
+        leftovers::remove(ready, keys, journals, Some(&options.id));
+    }
+    match begin_journal(&dir, head, earlier.is_none()) {
+        Ok(journal) => Attempt { earlier, journal: Some(journal) },
+        Err(error) => {
+            tracing::warn!("{error}; the backup cannot be continued if it breaks off");
+            Attempt { earlier, journal: None }
+        }
+    }
+}
+
+fn begin_journal(dir: &Path, head: Head, is_new: bool) -> Result<Journal> {
+    let mut journal = Journal::create(dir, head)?;
+    if is_new {
+        journal.publish()?;
+    }
+    if let Some(state) = dir.parent() {
+        setup::give_to(state, setup::owner_for(&journal.head().data_dir))?;
+    }
+    Ok(journal)
+}
+
+fn head(config: &Config, found: &Preflight, ready: &[&Repository], options: &BackupOptions) -> Head {
+    let recipients = match &config.encryption {
+        Encryption::None => &[][..],
+        Encryption::Age { recipients, .. } => recipients,
+    };
+    let (control, data_dir) = (&found.control, found.data_dir.clone());
+    let mut head =
+        Head::new(options.id.clone(), control.system_identifier, control.timeline, data_dir, recipients);
+    head.repositories = ready.iter().map(|repository| repository.url().to_owned()).collect();
+    head.label.clone_from(&options.label);
+    head.note.clone_from(&options.note);
+    head
+}
+
+/// Takes the newest broken-off backup out of `journals` if it can be continued as `head` says; else why it cannot.
+fn newest(
+    journals: &mut Journals,
+    head: &Head,
+    ready: &[&Repository],
+    keys: &ClusterKeys,
+) -> Result<(BrokenOff, Head), String> {
+    let newest = journals.broken_off.last().ok_or("there is none")?;
+    let old = newest.head().map_err(|error| error.to_string())?;
+    if let Some(reason) = old.differs_from(head) {
+        return Err(format!("{reason} (backup {})", old.id));
+    }
+    for repository in ready {
+        // It would bear an earlier time than the other; or be that one itself.
+        let known = crate::repository::list_backups(repository, keys).map_err(|error| error.to_string())?;
+        if known.iter().any(|id| *id >= old.id) {
+            return Err(format!(
+                "repository \"{}\" holds backup {} itself or a later one",
+                repository.name(),
+                old.id
+            ));
+        }
+    }
+    journals.broken_off.pop().map(|newest| (newest, old)).ok_or_else(|| "there is none".to_owned())
+}
+
+/// Returns where the journals of a cluster's backups are.
+fn journals_dir(config: &Config, sysid: SystemIdentifier) -> PathBuf {
+    config.cluster_state_dir().join("base-backup").join(sysid.to_string())
+}
+
+fn note_bad_pages(index: &IndexHandle, taken: &Taken) {
+    for bad in &taken.bad_files {
+        let blocks: Vec<String> = bad.blocks.iter().map(ToString::to_string).collect();
+        let row = BadPagesRow {
+            path: bad.path.clone(),
+            relation: bad.relation.clone(),
+            pages: bad.pages,
+            blocks: blocks.join(", "),
+        };
+        index.run(|index| index.note_bad_pages(&taken.summary.id, &row));
+    }
 }
 
 /// Returns where the accounts of very many files are kept meanwhile: the system's directory may be in memory.
@@ -126,26 +301,13 @@ fn temp_dir(config: &Config) -> std::path::PathBuf {
     if state.is_dir() { state } else { std::env::temp_dir() }
 }
 
-/// Without the WAL of its time a backup is worth nothing, and a server that does not archive will never send it. A standby
-/// leaves that to its primary.
-fn check_archiving(server: &mut Server) -> Result<()> {
-    if server.is_in_recovery()? || server.setting("archive_mode")? != "off" {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Server,
-        "archive_mode is off: the WAL that the backup needs would never be archived",
-    )
-    .with_hint("walden init --apply sets it; then restart the server"))
-}
-
 type Failed<'r> = Vec<(&'r Repository, Error)>;
 
 /// Returns the repositories that know the cluster, and why the others cannot take part. Fails when none does.
 fn ready<'r>(
     repositories: &'r [Repository],
     config: &Config,
-    sysid: crate::postgres::SystemIdentifier,
+    sysid: SystemIdentifier,
 ) -> Result<(Vec<&'r Repository>, Failed<'r>)> {
     let all: Vec<&Repository> = repositories.iter().collect();
     let answers = ask_all(
@@ -171,7 +333,11 @@ fn ready<'r>(
                 format!("repository \"{}\" holds no cluster \"{}\"", repository.name(), config.cluster),
             )
             .with_hint("not mounted, a wrong prefix, or not initialised: walden init"),
-            Err(error) => repository.error("look into", &error),
+            Err(error) => {
+                let error = repository.error("look into", &error);
+                let hint = "a backup begins only where its repository can be reached";
+                if error.hint().is_none() { error.with_hint(hint) } else { error }
+            }
         };
         failed.push((repository, error));
     }
@@ -186,13 +352,16 @@ fn ready<'r>(
     }
 }
 
-fn report(args: &Args, summary: &BackupSummary, complete: &[&Repository], elapsed: Duration) -> Result<()> {
+fn report(args: &Args, taken: &Taken, complete: &[&Repository], elapsed: Duration) -> Result<()> {
+    let summary = &taken.summary;
     let names: Vec<&str> = complete.iter().map(|repository| repository.name()).collect();
     if args.output == Format::Json {
         let mut value = serde_json::to_value(summary).unwrap_or_default();
         if let Some(object) = value.as_object_mut() {
             object.remove("pieces");
             object.insert("repositories".into(), names.into());
+            object.insert("reused".into(), taken.reused.into());
+            object.insert("bad_files".into(), serde_json::to_value(&taken.bad_files).unwrap_or_default());
         }
         return json(&value);
     }
@@ -207,6 +376,9 @@ fn report(args: &Args, summary: &BackupSummary, complete: &[&Repository], elapse
         summary.stop_lsn,
         elapsed.as_secs_f64()
     );
+    if taken.reused > 0 {
+        println!("{} of it had been stored before it broke off", bytes(taken.reused));
+    }
     println!(
         "From now on the cluster can be recovered to any moment after {}",
         crate::recovery::target::utc(summary.stop_time)

@@ -3,10 +3,13 @@
 use super::output::{Format, bytes, json, table, time};
 use super::{Global, setup};
 use crate::config::Config;
+use crate::index::IndexHandle;
 use crate::kind::Result;
 use crate::postgres::{SystemIdentifier, TimelineId, WalSegmentName};
 use crate::recovery::catalog::Catalog;
+use crate::repository::backup::BackupSummary;
 use crate::repository::{Repository, list_pins, list_wal_timeline, timelines};
+use crate::upkeep::bad_pages::bad_pages;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -60,7 +63,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     }
     let catalog = Catalog::read(&usable, &config.cluster, sysid)?;
     match args.what {
-        What::Backups => backups(&catalog, args.output),
+        What::Backups => backups(&catalog, &setup::index(&config), args.output),
         What::Wal => wal(&catalog, args.output),
     }
 }
@@ -74,7 +77,7 @@ fn pins(catalog: &Catalog<'_>) -> Result<BTreeSet<String>> {
     Ok(pins)
 }
 
-fn backups(catalog: &Catalog<'_>, format: Format) -> Result<()> {
+fn backups(catalog: &Catalog<'_>, index: &IndexHandle, format: Format) -> Result<()> {
     let pins = pins(catalog)?;
     if format == Format::Json {
         let list: Vec<serde_json::Value> = catalog
@@ -98,7 +101,7 @@ fn backups(catalog: &Catalog<'_>, format: Format) -> Result<()> {
         println!("There is no backup. Take one with walden base-backup.");
         return Ok(());
     }
-    let header = ["ID", "ENDED", "TIMELINE", "SIZE", "STORED", "REPOSITORIES", "LABEL"];
+    let header = ["ID", "ENDED", "TIMELINE", "SIZE", "STORED", "REPOSITORIES", "LABEL", "NOTE"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for backup in &catalog.backups {
         let summary = &backup.summary;
@@ -111,10 +114,21 @@ fn backups(catalog: &Catalog<'_>, format: Format) -> Result<()> {
             bytes(summary.stored_size),
             names.join(","),
             summary.label.clone(),
+            remark(summary),
         ]);
     }
     print!("{}", table(&rows));
+    let summaries = catalog.backups.iter().map(|backup| &backup.summary);
+    if let Some(found) = bad_pages(summaries, index) {
+        print!("{}", found.text());
+    }
     Ok(())
+}
+
+/// Returns the user's remark, after what is to be said of the backup itself.
+fn remark(summary: &BackupSummary) -> String {
+    let bad = (summary.bad_pages > 0).then(|| format!("{} BAD PAGES", summary.bad_pages));
+    bad.into_iter().chain(summary.note.clone()).collect::<Vec<_>>().join("; ")
 }
 
 fn wal(catalog: &Catalog<'_>, format: Format) -> Result<()> {

@@ -6,6 +6,7 @@ mod archive_prefetch;
 mod archive_push;
 mod base_backup;
 mod demo;
+mod events;
 mod expire;
 mod init;
 mod list;
@@ -61,6 +62,7 @@ enum Command {
     Recover(recover::Args),
     Status(status::Args),
     List(list::Args),
+    Events(events::Args),
     Sync(sync::Args),
     Expire(expire::Args),
     Pin(pin::Args),
@@ -107,6 +109,7 @@ pub fn main() -> u8 {
         Command::Recover(args) => recover::run(global, args),
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
+        Command::Events(args) => events::run(global, args),
         Command::Sync(args) => sync::run(global, args),
         Command::Expire(args) => expire::run(global, args),
         Command::Pin(args) => pin::run(global, args),

@@ -24,7 +24,8 @@ pub fn while_shown<T>(progress: &Progress, what: &str, work: impl FnOnce() -> T)
 }
 
 fn draw(progress: &Progress, what: &str, done: &AtomicBool) {
-    let began = Instant::now();
+    // Waiting for a checkpoint says nothing about the rate.
+    let mut began = Instant::now();
     if std::io::stderr().is_terminal() {
         let bar = ProgressBar::new(0);
         if let Ok(style) =
@@ -44,6 +45,9 @@ fn draw(progress: &Progress, what: &str, done: &AtomicBool) {
     let mut said = Instant::now();
     while !done.load(Ordering::Relaxed) {
         std::thread::park_timeout(DRAW);
+        if progress.done() == 0 {
+            began = Instant::now();
+        }
         if said.elapsed() >= LOG {
             said = Instant::now();
             tracing::info!("{}", line(progress, what, began.elapsed()));

@@ -5,7 +5,10 @@ use super::{Global, setup};
 use crate::config::Config;
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::SystemIdentifier;
-use crate::upkeep::status::{RepositoryStatus, Status, status};
+use crate::recovery::target::utc;
+use crate::upkeep::bad_pages::BadPagesFound;
+use crate::upkeep::status::{RepositoryStatus, Status, Window, status};
+use jiff::{SignedDuration, Timestamp};
 
 /// How many backups the screen shows.
 const SHOWN: usize = 10;
@@ -71,6 +74,53 @@ fn more_of(repository: &RepositoryStatus) -> String {
     out
 }
 
+fn window_text(window: &Window) -> String {
+    let to = match (window.to, window.to_is_commit) {
+        (Some(to), true) => format!("the last archived commit at {}", utc(to)),
+        (Some(to), false) => format!("the WAL stored at {}", time(to)),
+        (None, _) => format!("LSN {}", window.end_lsn),
+    };
+    let mut out =
+        format!("  timeline {}: any moment from {} to {to}\n", window.timeline.0, time(window.from));
+    let until = window
+        .resumes
+        .map_or(String::new(), |next| format!("; no moment between that and {} can be reached", time(next)));
+    if let Some(gap) = window.gap {
+        out += &format!("    GAP: WAL segment {gap} is missing, later ones exist{until}\n");
+    } else if let Some(bad) = &window.bad_wal {
+        out += &format!(
+            "    BAD WAL: the record at {} in segment {} cannot be read{until}\n",
+            bad.lsn, bad.segment
+        );
+    }
+    out
+}
+
+/// Returns what the server writes, and how far the archive is behind.
+fn wal_text(status: &Status) -> String {
+    let mut out = String::new();
+    if let Some(newest) = status.newest_commit {
+        let age = SignedDuration::from_secs(Timestamp::now().duration_since(newest).as_secs());
+        out += &format!("  newest archived commit: {} ({age:#} ago)\n", utc(newest));
+    }
+    if let Some(wal) = status.wal {
+        out += &format!("  {}/s of WAL over the last hour", bytes(wal.bytes_per_second));
+        match (wal.free_bytes, wal.full_after_seconds) {
+            (Some(free), Some(seconds)) => {
+                let after = SignedDuration::from_secs(seconds.cast_signed());
+                out += &format!(
+                    "; if archiving stood still, the disk of pg_wal ({} free) would be full after {after:#}",
+                    bytes(free)
+                );
+            }
+            (Some(free), None) => out += &format!("; {} free on the disk of pg_wal", bytes(free)),
+            (None, _) => {}
+        }
+        out += "\n";
+    }
+    if out.is_empty() { out } else { format!("\nWAL\n{out}") }
+}
+
 fn text(status: &Status) -> String {
     let mut out = format!("Cluster \"{}\", system identifier {}\n", status.cluster, status.system_identifier);
     out += "\nRepositories\n";
@@ -101,10 +151,18 @@ fn text(status: &Status) -> String {
     if !status.pg_wal_read {
         out += "  what is not archived yet is not known: the server's pg_wal is not on this machine\n";
     }
+    for bad in &status.bad_wal {
+        out += &format!(
+            "  CRITICAL: WAL segment {} has a bad record at {}: {}; no recovery can pass it: take a base backup now\n",
+            bad.segment, bad.lsn, bad.reason
+        );
+    }
     for damage in &status.damage {
         out +=
             &format!("  DAMAGED: {} in {}: {}; walden sync mends it\n", damage.key, damage.url, damage.what);
     }
+    out += &status.bad_pages.as_ref().map(BadPagesFound::text).unwrap_or_default();
+    out += &wal_text(status);
     out += "\nBackups\n";
     let unknown = status.repositories.iter().all(|repository| repository.problem.is_some());
     if unknown {
@@ -140,15 +198,7 @@ fn text(status: &Status) -> String {
         out += "  nothing yet\n";
     }
     for window in &status.windows {
-        let to = match (window.to, window.to_is_commit) {
-            (Some(to), true) => format!("the last archived commit at {}", crate::recovery::target::utc(to)),
-            (Some(to), false) => format!("the WAL stored at {}", time(to)),
-            (None, _) => format!("LSN {}", window.end_lsn),
-        };
-        out += &format!("  timeline {}: any moment from {} to {to}\n", window.timeline.0, time(window.from));
-        if let Some(gap) = window.gap {
-            out += &format!("    GAP: WAL segment {gap} is missing, later ones exist\n");
-        }
+        out += &window_text(window);
     }
     out
 }

@@ -2,7 +2,7 @@
 
 use super::{Index, sql};
 use crate::kind::Result;
-use crate::postgres::SystemIdentifier;
+use crate::postgres::{SystemIdentifier, TimelineId};
 use rusqlite::{OptionalExtension, params};
 
 impl Index {
@@ -32,5 +32,33 @@ impl Index {
             )
             .optional();
         sql(read, "look up a first commit")
+    }
+
+    /// Returns the system identifiers that the index knows.
+    pub fn system_identifiers(&self) -> Result<Vec<SystemIdentifier>> {
+        // Each by one step in the index of the table, however many rows there are.
+        let read = || -> rusqlite::Result<Vec<String>> {
+            let mut statement = self.connection.prepare_cached(
+                "WITH RECURSIVE known (sysid) AS (
+                    SELECT min(sysid) FROM wal
+                    UNION ALL SELECT (SELECT min(sysid) FROM wal WHERE sysid > known.sysid) FROM known
+                        WHERE known.sysid IS NOT NULL)
+                 SELECT sysid FROM known WHERE sysid IS NOT NULL",
+            )?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            rows.collect()
+        };
+        Ok(sql(read(), "look for clusters")?.iter().filter_map(|text| text.parse().ok()).collect())
+    }
+
+    /// Returns the highest timeline of which something is archived.
+    pub fn newest_timeline(&self, sysid: SystemIdentifier) -> Result<Option<TimelineId>> {
+        let read = self.connection.query_row(
+            "SELECT max(name) FROM wal WHERE sysid = ?",
+            [sysid.to_string()],
+            |row| row.get::<_, Option<String>>(0),
+        );
+        let name = sql(read, "look for the newest timeline")?;
+        Ok(name.and_then(|name| TimelineId::from_hex8(name.get(..8)?).ok()))
     }
 }

@@ -4,20 +4,30 @@
 //! that stop archiving or recovery. [`IndexHandle`] is what engines use: it warns once and goes on without.
 
 mod backlog;
+mod bad_pages;
 mod breaker;
 mod damage;
+mod digest;
+mod events;
 mod expired;
+mod facts;
 mod lookup;
+mod names;
 mod operations;
 mod schema;
 mod wal;
 
 pub use backlog::Missing;
+pub use bad_pages::BadPagesRow;
 pub use breaker::Breaker;
 pub use damage::Damage;
+pub use digest::{DigestLine, Undigested};
+pub use events::{EventFilter, EventKind, EventRelation, EventRow};
 pub use expired::Removed;
+pub use facts::{BadWal, KnownCommit, SegmentFacts, TimelineSwitch};
+pub use names::{DatabaseName, RelationName};
 pub use operations::Operation;
-pub use wal::{ArchivedRow, Commits, Fingerprint, RepositoryStamp, WalTotals};
+pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags};

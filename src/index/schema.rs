@@ -8,7 +8,16 @@ use crate::kind::{Error, Result};
 ///
 /// Times are µs since 1970; CRCs and sizes are integers; a repository is known by its URL together with the id in
 /// its `cluster.json`, so that a store that was emptied and made anew is another one.
-const VERSIONS: &[&str] = &[ARCHIVED, FAILURES, super::damage::SCHEMA, super::breaker::SINCE];
+const VERSIONS: &[&str] = &[
+    ARCHIVED,
+    FAILURES,
+    super::damage::SCHEMA,
+    super::breaker::SINCE,
+    super::bad_pages::SCHEMA,
+    super::facts::COLUMNS,
+    super::events::SCHEMA,
+    super::names::SCHEMA,
+];
 
 const ARCHIVED: &str = "
 CREATE TABLE repository (

@@ -1,5 +1,6 @@
 //! What the index knows of archived WAL.
 
+use super::facts::SegmentFacts;
 use super::{Index, now_us, sql};
 use crate::kind::Result;
 use crate::postgres::SystemIdentifier;
@@ -44,19 +45,6 @@ pub struct RepositoryStamp {
     pub cluster_id: String,
 }
 
-/// The commits of a segment. Times are µs since 1970.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Commits {
-    /// How many there are.
-    pub count: u64,
-    /// The earliest time.
-    pub first: Option<i64>,
-    /// The latest time.
-    pub last: Option<i64>,
-    /// Where the record of the last one begins.
-    pub last_lsn: Option<u64>,
-}
-
 /// One archived file.
 #[derive(Debug, Clone)]
 pub struct ArchivedRow<'a> {
@@ -70,8 +58,8 @@ pub struct ArchivedRow<'a> {
     pub fingerprint: Fingerprint,
     /// The size as stored, where this call stored it.
     pub stored_size: Option<u64>,
-    /// The commits in it, where they were read.
-    pub commits: Option<Commits>,
+    /// What its records tell, where they were read.
+    pub facts: Option<&'a SegmentFacts>,
     /// The repositories that hold it durably.
     pub copies: &'a [RepositoryStamp],
     /// The URLs of the configured repositories that do not: their backlog.
@@ -136,19 +124,15 @@ impl Index {
     }
 
     fn record_one(&self, row: &ArchivedRow<'_>) -> rusqlite::Result<()> {
-        let commits = row.commits;
         let file = &row.fingerprint;
         let id: i64 = self
             .connection
             .prepare_cached(
-                "INSERT INTO wal (sysid, name, crc, size, stored_size, device, inode, mtime_ns, ctime_ns,
-                                  commits, first_commit, last_commit, last_commit_lsn, archived_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+                "INSERT INTO wal (sysid, name, crc, size, stored_size, device, inode, mtime_ns, ctime_ns, archived_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                  ON CONFLICT (sysid, name, crc) DO UPDATE SET
                     device = ?6, inode = ?7, mtime_ns = ?8, ctime_ns = ?9, size = ?4,
-                    stored_size = coalesce(?5, stored_size), commits = coalesce(?10, commits),
-                    first_commit = coalesce(?11, first_commit), last_commit = coalesce(?12, last_commit),
-                    last_commit_lsn = coalesce(?13, last_commit_lsn)
+                    stored_size = coalesce(?5, stored_size)
                  RETURNING id",
             )?
             .query_row(
@@ -162,14 +146,13 @@ impl Index {
                     file.inode.cast_signed(),
                     file.mtime_ns,
                     file.ctime_ns,
-                    commits.map(|c| c.count.cast_signed()),
-                    commits.and_then(|c| c.first),
-                    commits.and_then(|c| c.last),
-                    commits.and_then(|c| c.last_lsn).map(u64::cast_signed),
                     now_us()
                 ],
                 |found| found.get(0),
             )?;
+        if let Some(facts) = row.facts {
+            self.write_facts(id, row.sysid, facts)?;
+        }
         for copy in row.copies {
             let repository = self.repository_id(copy)?;
             self.connection
@@ -271,6 +254,18 @@ impl Index {
         )
     }
 
+    /// Returns name and CRC-32 of the segments of `sysid` that hold no commit.
+    pub fn without_commits(&self, sysid: SystemIdentifier) -> Result<Vec<(String, u32)>> {
+        let read = || -> rusqlite::Result<Vec<(String, u32)>> {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT name, crc FROM wal WHERE sysid = ? AND commits = 0")?;
+            let rows = statement.query_map([sysid.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        };
+        sql(read(), "look for segments without commits")
+    }
+
     /// Returns what the index knows of all WAL of `sysid`.
     pub fn wal_totals(&self, sysid: SystemIdentifier) -> Result<WalTotals> {
         sql(
@@ -293,6 +288,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::Lsn;
 
     fn stamp(url: &str) -> RepositoryStamp {
         RepositoryStamp { url: url.into(), cluster_id: "1".into() }
@@ -304,18 +300,25 @@ mod tests {
         let index = Index::open(&dir.path().join("i")).unwrap();
         let file = Fingerprint { device: 1, inode: u64::MAX, size: 16, mtime_ns: 5, ctime_ns: 6 };
         let sysid = SystemIdentifier(u64::MAX);
+        let facts = SegmentFacts {
+            commits: 2,
+            first_commit: Some(1),
+            last_commit: Some(9),
+            last_commit_lsn: Some(Lsn(u64::MAX)),
+            ..SegmentFacts::default()
+        };
         let row = ArchivedRow {
             sysid,
             name: "000000010000000000000001",
             crc: u32::MAX,
             fingerprint: file,
             stored_size: Some(3),
-            commits: Some(Commits { count: 2, first: Some(1), last: Some(9), last_lsn: Some(u64::MAX) }),
+            facts: Some(&facts),
             copies: &[stamp("a"), stamp("b")],
             lacking: vec!["d"],
         };
         index.record_archived(std::slice::from_ref(&row)).unwrap();
-        index.record_archived(&[row.clone(), ArchivedRow { copies: &[stamp("c")], ..row }]).unwrap();
+        index.record_archived(&[row.clone(), ArchivedRow { copies: &[stamp("c")], ..row.clone() }]).unwrap();
         let copies = |file| index.copies_of(sysid, "000000010000000000000001", &file).unwrap().len();
         assert_eq!(copies(file), 3);
         assert_eq!(index.backlog_count("d").unwrap(), 1);
@@ -332,6 +335,14 @@ mod tests {
         }
         assert!(index.copies_of(SystemIdentifier(1), "000000010000000000000001", &file).unwrap().is_empty());
         assert_eq!(index.newest_commit(sysid).unwrap(), Some(9));
-        assert_eq!(index.wal_totals(sysid).unwrap().files, 1);
+        assert_eq!(index.without_commits(sysid).unwrap(), []);
+        let nothing = SegmentFacts::default();
+        let idle = ArchivedRow { name: "000000010000000000000002", facts: Some(&nothing), ..row.clone() };
+        let unread = ArchivedRow { name: "000000010000000000000003", facts: None, ..row };
+        index.record_archived(&[idle, unread]).unwrap();
+        let idle = ("000000010000000000000002".to_owned(), u32::MAX);
+        assert_eq!(index.without_commits(sysid).unwrap(), [idle]);
+        assert!(index.without_commits(SystemIdentifier(1)).unwrap().is_empty());
+        assert_eq!(index.wal_totals(sysid).unwrap().files, 3);
     }
 }

@@ -1,16 +1,21 @@
 //! What the repositories hold of one cluster, as a recovery sees it: backups, histories, WAL.
 
+use super::pieces::each_in_parallel;
 use crate::codec::Opener;
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::{
     ArchiveFileName, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize,
 };
-use crate::repository::backup::BackupSummary;
+use crate::repository::backup::{BackupSummary, SUMMARY_NAME};
 use crate::repository::{
-    ClusterFile, ClusterKeys, Repository, WalObject, ask_all, clusters, list_backups, list_histories,
-    list_wal_from, read_summary, read_wal_object,
+    ClusterFile, ClusterKeys, Repository, WalObject, ask_all, clusters, list_histories, list_wal_from,
+    read_summary, read_wal_object,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+/// How many summaries are read at once.
+const AT_ONCE: usize = 8;
 
 /// A backup and the repositories that hold it whole.
 #[derive(Debug, Clone)]
@@ -34,6 +39,10 @@ pub struct Catalog<'r> {
     pub segment_size: WalSegmentSize,
     /// The backups, oldest end first.
     pub backups: Vec<HeldBackup<'r>>,
+    /// Segments without commits, by name and CRC-32, as far as the index knows them: they need not be read to look for one.
+    pub idle: HashSet<(String, u32)>,
+    /// The timelines of backups whose summaries were not read.
+    unread: BTreeSet<TimelineId>,
     /// Where each archived history is.
     histories: BTreeMap<TimelineId, Vec<(&'r Repository, WalObject)>>,
 }
@@ -67,9 +76,67 @@ pub fn system_identifiers(
     Ok(found)
 }
 
+/// Returns the timeline on which the backup of that id began; none where the id does not say it.
+fn timeline_of_backup(id: &str) -> Option<TimelineId> {
+    TimelineId::from_hex8(id.split('-').nth(1)?).ok()
+}
+
+/// Returns when the backup of that id began, by the clock of the machine that took it.
+pub fn start_of_backup(id: &str) -> Option<jiff::Timestamp> {
+    let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", id.split('-').next()?).ok()?;
+    jiff::tz::TimeZone::UTC.to_timestamp(time).ok()
+}
+
+/// Reads a backup's summary from the first repository that has a good one, and asks the others whether they have it.
+/// None if it is complete nowhere.
+fn read_backup<'r>(
+    holders: &[&'r Repository],
+    keys: &ClusterKeys,
+    id: &str,
+) -> Result<Option<HeldBackup<'r>>> {
+    let mut found: Option<HeldBackup<'r>> = None;
+    let mut bad = None;
+    for repository in holders {
+        let failed = |error| repository.error("read a backup's summary in", &error);
+        if let Some(known) = &mut found {
+            let key = format!("{}{SUMMARY_NAME}", keys.backup(id));
+            match repository.storage().head(&key, &repository.deadline()) {
+                Ok(_) => known.held_by.push(repository),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(failed(error)),
+            }
+            continue;
+        }
+        match read_summary(repository, keys, id) {
+            Ok(summary) => found = Some(HeldBackup { summary, held_by: vec![repository] }),
+            Err(error) if error.is_not_found() => {}
+            // One that is damaged here may be good elsewhere.
+            Err(error @ crate::storage::Error::Refused(_)) => bad = Some(failed(error)),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    match (bad, &found) {
+        (Some(error), None) => return Err(error),
+        (Some(error), Some(_)) => tracing::warn!("{error}; using another copy"),
+        (None, _) => {}
+    }
+    Ok(found)
+}
+
 impl<'r> Catalog<'r> {
-    /// Reads what `repositories` hold of `sysid`: `cluster.json`, the summaries of backups, the list of histories.
+    /// Reads what `repositories` hold of `sysid`: `cluster.json`, the summaries of all backups, the list of histories.
     pub fn read(repositories: &[&'r Repository], cluster: &str, sysid: SystemIdentifier) -> Result<Self> {
+        Self::read_some(repositories, cluster, sysid, &<[String]>::to_vec)
+    }
+
+    /// Reads the same, but of the backups only those that `choose` takes from the ids of all, which come oldest first: so
+    /// the number of calls does not grow with that of the backups.
+    pub fn read_some(
+        repositories: &[&'r Repository],
+        cluster: &str,
+        sysid: SystemIdentifier,
+        choose: &dyn Fn(&[String]) -> Vec<String>,
+    ) -> Result<Self> {
         let keys = ClusterKeys::new(cluster, sysid);
         let answers = ask_all(
             repositories,
@@ -80,10 +147,9 @@ impl<'r> Catalog<'r> {
                     Err(error) if error.is_not_found() => return Ok(None),
                     Err(error) => return Err(repository.error("look into", &error)),
                 };
-                let ids =
-                    list_backups(repository, &keys).map_err(|error| repository.error("list", &error))?;
-                let histories = list_histories(repository, &keys, deadline)
-                    .map_err(|error| repository.error("list", &error))?;
+                let failed = |error| repository.error("list", &error);
+                let ids = repository.storage().list_folders(&keys.backups(), deadline).map_err(failed)?;
+                let histories = list_histories(repository, &keys, deadline).map_err(failed)?;
                 Ok(Some((repository, file, ids, histories)))
             },
             |_| false,
@@ -94,21 +160,17 @@ impl<'r> Catalog<'r> {
             repositories: Vec::new(),
             segment_size: WalSegmentSize::DEFAULT,
             backups: Vec::new(),
+            idle: HashSet::new(),
+            unread: BTreeSet::new(),
             histories: BTreeMap::new(),
         };
-        let mut backups: BTreeMap<String, HeldBackup<'r>> = BTreeMap::new();
+        let mut folders: BTreeMap<String, Vec<&'r Repository>> = BTreeMap::new();
         for answer in answers {
             let Some((repository, file, ids, histories)) = answer? else { continue };
             catalog.repositories.push(repository);
             catalog.segment_size = file.wal_segment_size;
             for id in ids {
-                if let Some(known) = backups.get_mut(&id) {
-                    known.held_by.push(repository);
-                    continue;
-                }
-                let summary = read_summary(repository, &keys, &id)
-                    .map_err(|error| repository.error("read a backup's summary in", &error))?;
-                backups.insert(id, HeldBackup { summary, held_by: vec![repository] });
+                folders.entry(id).or_default().push(repository);
             }
             for object in histories {
                 if let ArchiveFileName::History(timeline) = object.name {
@@ -116,7 +178,19 @@ impl<'r> Catalog<'r> {
                 }
             }
         }
-        catalog.backups = backups.into_values().collect();
+        let ids: Vec<String> = folders.keys().cloned().collect();
+        let chosen = choose(&ids);
+        catalog.unread =
+            ids.iter().filter(|id| !chosen.contains(id)).filter_map(|id| timeline_of_backup(id)).collect();
+        let read = Mutex::new(Vec::new());
+        each_in_parallel(AT_ONCE, chosen.len(), |at| {
+            let Some(holders) = folders.get(&chosen[at]) else { return Ok(()) };
+            if let Some(backup) = read_backup(holders, &keys, &chosen[at])? {
+                read.lock().unwrap_or_else(PoisonError::into_inner).push(backup);
+            }
+            Ok(())
+        })?;
+        catalog.backups = read.into_inner().unwrap_or_else(PoisonError::into_inner);
         catalog
             .backups
             .sort_by(|a, b| (a.summary.stop_time, &a.summary.id).cmp(&(b.summary.stop_time, &b.summary.id)));
@@ -126,7 +200,7 @@ impl<'r> Catalog<'r> {
     /// Returns the timelines that are known: 1, those with a history, and those of backups.
     pub fn timelines(&self) -> BTreeSet<TimelineId> {
         let of_backups = self.backups.iter().map(|backup| backup.summary.timeline);
-        self.histories.keys().copied().chain(of_backups).collect()
+        self.histories.keys().copied().chain(of_backups).chain(self.unread.iter().copied()).collect()
     }
 
     /// Returns when the history of `timeline` was archived, by the store's clock.
@@ -174,6 +248,12 @@ impl<'r> Catalog<'r> {
             }
         }
         Ok(held)
+    }
+
+    /// Returns whether a segment is known to hold no commit: every copy has content that the index knows.
+    pub fn is_idle(&self, copies: &[(&Repository, WalObject)]) -> bool {
+        let known = |object: &WalObject| self.idle.contains(&(object.name.to_string(), object.crc));
+        !self.idle.is_empty() && copies.iter().all(|(_, object)| known(object))
     }
 
     /// Reads a segment from the first repository that has a good copy.

@@ -3,6 +3,7 @@
 use crate::kind::{Error, Result};
 use crate::repository::backup::{BackupSummary, FileKind, ManifestLine};
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
@@ -56,6 +57,13 @@ pub struct Layout {
     control_file: Option<u32>,
 }
 
+impl ExtentRecord {
+    /// Returns the number of the file.
+    pub fn file_number(&self) -> usize {
+        self.file as usize
+    }
+}
+
 impl Layout {
     /// Returns the number of files, the control file included.
     pub fn file_count(&self) -> usize {
@@ -88,11 +96,20 @@ impl Layout {
         self.control_file.map(|at| self.unpack(&self.files[at as usize]))
     }
 
-    /// Returns what a piece holds, in its order.
-    pub fn extents_of(&self, piece: u32) -> &[ExtentRecord] {
+    /// Returns the number of extents.
+    pub fn extent_count(&self) -> usize {
+        self.extents.len()
+    }
+
+    /// Returns the extent of that number.
+    pub fn extent(&self, at: usize) -> &ExtentRecord {
+        &self.extents[at]
+    }
+
+    /// Returns the numbers of the extents in a piece, in the piece's order.
+    pub fn extents_of(&self, piece: u32) -> Range<usize> {
         let begin = self.extents.partition_point(|extent| extent.piece < piece);
-        let end = self.extents.partition_point(|extent| extent.piece <= piece);
-        &self.extents[begin..end]
+        begin..self.extents.partition_point(|extent| extent.piece <= piece)
     }
 
     /// Returns the file of an extent, and whether it is the control file.

@@ -20,15 +20,11 @@ impl WalPath<'_> {
     pub fn last(&self) -> Option<WalSegmentName> {
         self.segments.last().map(|(name, _)| *name)
     }
+}
 
-    /// Returns the number of bytes that the repositories hold of it, from one copy each.
-    pub fn stored_bytes(&self) -> u64 {
-        self.segments
-            .iter()
-            .filter_map(|(_, copies)| copies.first())
-            .map(|(_, object)| object.object.size)
-            .sum()
-    }
+/// Returns the number of bytes that the repositories hold of these segments, from one copy each.
+pub fn stored_bytes(segments: &[(WalSegmentName, Vec<(&Repository, WalObject)>)]) -> u64 {
+    segments.iter().filter_map(|(_, copies)| copies.first()).map(|(_, object)| object.object.size).sum()
 }
 
 /// Walks from `start` (on the timeline that owns it in `history`) to the end of the archive of `history.timeline`.

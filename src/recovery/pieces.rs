@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// How much is read and written at a time.
-const CHUNK: usize = 256 * 1024;
+pub const CHUNK: usize = 256 * 1024;
 
 /// What the layout and the objects that are being read may take in memory together.
 const MEMORY: u64 = 176 << 20;
@@ -109,6 +109,8 @@ pub struct Pieces<'a> {
     pub data_dir: &'a Path,
     /// Counts bytes of content.
     pub progress: &'a Progress,
+    /// Which extents are wanted, by their number; none for all of them.
+    pub wanted: Option<&'a [bool]>,
 }
 
 impl Pieces<'_> {
@@ -125,7 +127,9 @@ impl Pieces<'_> {
     }
 
     fn restore_piece(&self, number: usize, control_file: &Mutex<Vec<u8>>) -> Result<()> {
-        let extents = self.layout.extents_of(number as u32);
+        let wanted = |at: &usize| self.wanted.is_none_or(|wanted| wanted[*at]);
+        let extents: Vec<&ExtentRecord> =
+            self.layout.extents_of(number as u32).filter(wanted).map(|at| self.layout.extent(at)).collect();
         if extents.is_empty() {
             return Ok(());
         }
@@ -191,7 +195,12 @@ impl Pieces<'_> {
 
 fn create(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
+    options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
     options.open(path).map_err(at(path)).context("create file")
 }
 

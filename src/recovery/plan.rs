@@ -1,18 +1,22 @@
 //! The plan of a recovery: which backup, which branch, how far the WAL goes, and what is written into the server's
-//! settings. Made from listings; it reads a few segments where the target is a time, to know what can be reached.
+//! settings. Made from listings and the summaries of a few backups, however many there are; a few segments are read to
+//! know what can be reached (`reach`), many only where the target is a transaction or a restore point.
 
-use super::catalog::{Catalog, HeldBackup, system_identifiers};
-use super::path::{WalPath, walk};
+use super::catalog::{Catalog, HeldBackup, start_of_backup, system_identifiers};
+use super::path::{WalPath, stored_bytes, walk};
+use super::reach::{OnTheWay, Reach};
 use super::scan::{self, Around, LastCommit};
 use super::target::{Target, TimelineChoice, utc};
 use crate::codec::Opener;
+use crate::index::IndexHandle;
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
-use crate::repository::Repository;
 use crate::repository::backup::BackupSummary;
+use crate::repository::{Repository, WalObject};
+use std::collections::BTreeMap;
 
 /// What to do first when the archive ends too early.
-const NOT_ARCHIVED_YET: &str =
+pub(super) const NOT_ARCHIVED_YET: &str =
     "if the server still runs, SELECT pg_switch_wal() there archives its newest WAL";
 
 /// What was asked for.
@@ -64,12 +68,16 @@ pub struct Plan<'r> {
     pub first_segment: WalSegmentName,
     /// The last one that is archived without a hole.
     pub last_segment: WalSegmentName,
-    /// How many segments that is.
+    /// How many segments are fetched, at most.
     pub segments: usize,
     /// Bytes of the backup to fetch.
     pub backup_bytes: u64,
     /// Bytes of WAL to fetch, at most.
     pub wal_bytes: u64,
+    /// How many of those segments each repository holds, in the order of the configuration.
+    pub wal_repositories: Vec<WalShare>,
+    /// Where replay stops, as far as it was found out.
+    pub stop_lsn: Option<Lsn>,
     /// The last commit that can be reached, where it was read.
     pub last_commit: Option<LastCommit>,
     /// The last commit that is kept and the first one that is lost, where they were read.
@@ -82,13 +90,76 @@ pub struct Plan<'r> {
     pub notes: Vec<String>,
 }
 
+impl Plan<'_> {
+    /// Returns the size of the WAL that is replayed, at most, in bytes of content.
+    pub fn wal_content_bytes(&self) -> u64 {
+        self.segments as u64 * self.summary.wal_segment_size.bytes()
+    }
+}
+
+/// What a repository holds of the WAL that is needed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct WalShare {
+    /// The repository.
+    pub repository: String,
+    /// How many of the segments.
+    pub segments: usize,
+}
+
+/// How many backups are looked at before all of them are.
+const NEWEST: usize = 3;
+
 /// Makes the plan. Fails with [`Kind::Target`] when the target cannot be reached, [`Kind::Repository`] when a
 /// repository cannot be asked, [`Kind::Config`] without the identity.
-pub fn plan<'r>(request: &Request, repositories: &[&'r Repository], opener: &Opener) -> Result<Plan<'r>> {
+///
+/// `index` saves reading segments that hold no commit, where it knows them.
+pub fn plan<'r>(
+    request: &Request,
+    repositories: &[&'r Repository],
+    opener: &Opener,
+    index: &IndexHandle,
+) -> Result<Plan<'r>> {
     let known = system_identifiers(repositories, &request.cluster)?;
+    let chosen = |ids: &[String]| likely(request, ids);
+    match plan_with(request, repositories, &known, opener, index, &chosen) {
+        // Why not, and what is nearest, needs all backups.
+        Err(error) if error.kind() == Kind::Target => {
+            plan_with(request, repositories, &known, opener, index, &<[String]>::to_vec)
+        }
+        planned => planned,
+    }
+}
+
+/// Returns the backups among `ids` (oldest first) that are worth a look before all others.
+fn likely(request: &Request, ids: &[String]) -> Vec<String> {
+    if let Some(id) = &request.backup {
+        return ids.iter().filter(|known| *known == id).cloned().collect();
+    }
+    let early_enough = |id: &&String| match request.target {
+        Target::Time(time) => start_of_backup(id).is_none_or(|start| start <= time),
+        _ => true,
+    };
+    match request.target {
+        // The first of its name may be before any of them.
+        Target::Name(_) => ids.to_vec(),
+        _ => ids.iter().rev().filter(early_enough).take(NEWEST).cloned().collect(),
+    }
+}
+
+fn plan_with<'r>(
+    request: &Request,
+    repositories: &[&'r Repository],
+    known: &BTreeMap<SystemIdentifier, Vec<String>>,
+    opener: &Opener,
+    index: &IndexHandle,
+    choose: &dyn Fn(&[String]) -> Vec<String>,
+) -> Result<Plan<'r>> {
     let mut catalogs = Vec::new();
     for sysid in known.keys() {
-        catalogs.push(Catalog::read(repositories, &request.cluster, *sysid)?);
+        let mut catalog = Catalog::read_some(repositories, &request.cluster, *sysid, choose)?;
+        let idle = index.run(|index| index.without_commits(*sysid)).unwrap_or_default();
+        catalog.idle = idle.into_iter().collect();
+        catalogs.push(catalog);
     }
     let mut notes = Vec::new();
     if catalogs.len() > 1 {
@@ -113,7 +184,7 @@ pub fn plan<'r>(request: &Request, repositories: &[&'r Repository], opener: &Ope
     Err(first_error.unwrap_or_else(|| unreachable_target(request, "there is no backup")))
 }
 
-fn unreachable_target(request: &Request, why: &str) -> Error {
+pub(super) fn unreachable_target(request: &Request, why: &str) -> Error {
     Error::new(Kind::Target, format!("target {} cannot be reached: {why}", request.target))
 }
 
@@ -166,7 +237,9 @@ fn plan_in<'r>(
             continue;
         }
         notes.append(&mut rejected);
-        let reach = reach(request, catalog, &path, opener, &mut target, &mut notes)?;
+        let on_the_way =
+            OnTheWay { request, catalog, history: &history, backup: &backup.summary, path: &path, opener };
+        let reach = on_the_way.reach(bound, &mut target, &mut notes)?;
         return finish(request, catalog, &history, backup, &path, target, reach, notes);
     }
     let error = unreachable_target(request, &rejected.join("; "));
@@ -197,7 +270,11 @@ fn choose_branch(
             if !known.contains(&timeline) {
                 let known: Vec<String> = known.iter().map(|timeline| timeline.0.to_string()).collect();
                 return Err(unreachable_target(request, &format!("timeline {} is not archived", timeline.0))
-                    .with_hint(format!("the archive knows timelines {}", known.join(", "))));
+                    .with_hint(format!(
+                        "the archive knows timeline{} {}",
+                        if known.len() == 1 { "" } else { "s" },
+                        known.join(", ")
+                    )));
             }
             timeline
         }
@@ -277,92 +354,6 @@ fn candidates<'c, 'r>(
     })
 }
 
-/// How far the archive reaches.
-#[derive(Default)]
-struct Reach {
-    last_commit: Option<LastCommit>,
-    around: Around,
-}
-
-/// Checks that the target lies within what is archived, and pins one in the idle tail, where the server would die of
-/// it ("recovery ended before configured recovery target was reached").
-fn reach(
-    request: &Request,
-    catalog: &Catalog<'_>,
-    path: &WalPath<'_>,
-    opener: &Opener,
-    target: &mut Target,
-    notes: &mut Vec<String>,
-) -> Result<Reach> {
-    let size = catalog.segment_size;
-    let Some(last) = path.last() else { return Err(unreachable_target(request, "no WAL is archived")) };
-    if let Some(gap) = path.gap {
-        notes.push(format!("WAL segment {gap} is missing: nothing after {} can be reached", last.end(size)));
-    }
-    match &request.target {
-        Target::Lsn(lsn) if *lsn >= last.end(size) => {
-            Err(unreachable_target(request, &format!("the archived WAL ends before {}", last.end(size)))
-                .with_hint(format!(
-                    "{NOT_ARCHIVED_YET}; --until latest recovers everything that is archived"
-                )))
-        }
-        Target::Latest if path.gap.is_some() && request.through.is_empty() => {
-            let gap = path.gap.map(|gap| gap.to_string()).unwrap_or_default();
-            Err(unreachable_target(request, &format!("WAL segment {gap} is missing and later ones exist")).with_hint(
-                format!(
-                    "to accept the loss of everything after it: --through {last}; if a server's pg_wal still has {gap}, \
-                     archive it first"
-                ),
-            ))
-        }
-        Target::Time(time) => {
-            let Some(commit) = scan::last_commit(catalog, path, opener)? else {
-                let archived = path.segments.last().and_then(|(_, copies)| copies[0].1.object.modified);
-                if path.gap.is_none() && archived.is_some_and(|archived| *time <= archived) {
-                    *target = Target::Immediate;
-                    notes.push(
-                        "nothing was committed between the end of the backup and the target: recovery stops where the \
-                         backup ends"
-                            .to_owned(),
-                    );
-                    return Ok(Reach::default());
-                }
-                return Err(unreachable_target(request, "no commit is archived after the backup").with_hint(
-                    format!("{NOT_ARCHIVED_YET}; --until immediate or --until latest brings the backup up"),
-                ));
-            };
-            if commit.latest > *time || (request.exclusive && commit.latest == *time) {
-                let around = scan::around(catalog, path, *time, request.exclusive, opener)?;
-                return Ok(Reach { last_commit: Some(commit), around });
-            }
-            let archived = path.segments.last().and_then(|(_, copies)| copies[0].1.object.modified);
-            if path.gap.is_none()
-                && (commit.latest == *time || archived.is_some_and(|archived| *time <= archived))
-            {
-                // Nothing was committed between the last commit and the target.
-                *target = Target::Lsn(commit.lsn);
-                notes.push(format!(
-                    "nothing is archived between the last commit ({}) and the target: recovery stops after that \
-                     commit, at lsn:{}",
-                    utc(commit.time),
-                    commit.lsn
-                ));
-                return Ok(Reach { last_commit: Some(commit), around: Around::default() });
-            }
-            Err(unreachable_target(
-                request,
-                &format!("the last archived commit is of {}", utc(commit.latest)),
-            )
-            .with_hint(format!(
-                "{NOT_ARCHIVED_YET}; the nearest moment that can be reached is --until '{}'; --until latest \
-                     recovers everything that is archived",
-                utc(commit.latest)
-            )))
-        }
-        _ => Ok(Reach::default()),
-    }
-}
-
 #[allow(clippy::too_many_arguments, reason = "everything that the steps before found out")]
 fn finish<'r>(
     request: &Request,
@@ -391,6 +382,19 @@ fn finish<'r>(
         .map(TimelineId)
         .filter(|timeline| !known.contains(timeline) && *timeline > summary.timeline)
         .collect();
+    let needed = match reach.stop {
+        Some(stop) => {
+            path.segments.iter().take_while(|(name, _)| name.start(catalog.segment_size) <= stop).count()
+        }
+        None => path.segments.len(),
+    };
+    let needed_path = &path.segments[..needed.max(1)];
+    let wal_repositories = catalog.repositories.iter().map(|repository| {
+        let held =
+            |copies: &[(&Repository, WalObject)]| copies.iter().any(|(by, _)| by.name() == repository.name());
+        let segments = needed_path.iter().filter(|(_, copies)| held(copies)).count();
+        WalShare { repository: repository.name().to_owned(), segments }
+    });
     Ok(Plan {
         cluster: request.cluster.clone(),
         system_identifier: catalog.sysid,
@@ -405,9 +409,11 @@ fn finish<'r>(
         timeline_path,
         first_segment: *first_segment,
         last_segment,
-        segments: path.segments.len(),
+        segments: needed_path.len(),
+        wal_repositories: wal_repositories.collect(),
+        stop_lsn: reach.stop,
         backup_bytes: summary.stored_size,
-        wal_bytes: path.stored_bytes(),
+        wal_bytes: stored_bytes(needed_path),
         last_commit: reach.last_commit,
         around: reach.around,
         through,

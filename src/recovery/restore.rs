@@ -1,10 +1,11 @@
 //! Putting a backup's files into place.
 //!
 //! The order is what keeps an interrupted restore from passing for a cluster: nothing is written before every
-//! directory was found empty, and `global/pg_control`, without which no server starts, is written when all else is
-//! durable. `layout` is the manifest in little memory, `places` the directories, `pieces` the reading of objects,
-//! `restored_config` what configuration becomes in a copy.
+//! directory was found empty, or fit to be gone over; and `global/pg_control`, without which no server starts, is taken
+//! away first and written when all else is durable. `layout` is the manifest in little memory, `places` the directories,
+//! `delta` what they hold already, `pieces` the reading of objects, `restored_config` what configuration becomes in a copy.
 
+use super::delta::{self, Differences};
 use super::layout::{FileRecord, Layout, LayoutBuilder};
 use super::pieces::{Pieces, each_in_parallel, with_copies};
 use super::places::Places;
@@ -17,9 +18,9 @@ use crate::progress::Progress;
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, ManifestLine, StoredObject};
 use bytes::{Buf, Bytes};
 use std::collections::BTreeMap;
-use std::fs::{File, FileTimes, Permissions};
+use std::fs::{File, FileTimes, Metadata, Permissions};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -27,10 +28,15 @@ use std::time::{Duration, SystemTime};
 const LARGEST_CONFIG: u64 = 64 << 20;
 
 /// Where and how to restore.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RestoreOptions {
-    /// The directory that becomes the data directory. It is created; if it exists, it must be empty.
+    /// The directory that becomes the data directory. It is created; if it exists, it must be empty, or hold a restore
+    /// that broke off.
     pub data_dir: PathBuf,
+    /// Whether it may be a data directory of the same cluster, over which only what differs is written.
+    pub delta: bool,
+    /// Where the WAL goes, with a link in its place.
+    pub wal_dir: Option<PathBuf>,
     /// How many pieces are fetched and written at once.
     pub parallel: usize,
     /// Other directories for tablespaces, by OID.
@@ -40,6 +46,19 @@ pub struct RestoreOptions {
     pub tablespace_root: Option<PathBuf>,
     /// User and group of everything that is written; only root can give files away.
     pub owner: Option<(u32, u32)>,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Restored {
+    /// Whether there was something in the directory already.
+    pub over_existing: bool,
+    /// How many files were written.
+    pub files: usize,
+    /// How many bytes of the backup were written.
+    pub bytes: u64,
+    /// How many files and directories were removed.
+    pub removed: usize,
 }
 
 /// Where the objects of a backup come from.
@@ -66,6 +85,19 @@ pub fn restore(
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<()> {
+    restore_then(summary, source, opener, options, progress, &|| Ok(())).map(|_| ())
+}
+
+/// Restores like [`restore`], and calls `then` before the directory becomes one that a server starts in: what is written
+/// there is written before `global/pg_control`.
+pub fn restore_then(
+    summary: &BackupSummary,
+    source: &dyn Source,
+    opener: &Opener,
+    options: &RestoreOptions,
+    progress: &Progress,
+    then: &dyn Fn() -> Result<()>,
+) -> Result<Restored> {
     if summary.format > BACKUP_FORMAT {
         return Err(Error::corrupt(format!("backup {} has format {}", summary.id, summary.format))
             .with_hint(format!(
@@ -77,7 +109,7 @@ pub fn restore(
     let places = Places::check(summary, options)?;
     let layout = read_manifest(summary, source, opener)?;
     let restore = Restore { summary, source, opener, options, progress, places, layout };
-    restore.run()
+    restore.run(then)
 }
 
 fn read_manifest(summary: &BackupSummary, source: &dyn Source, opener: &Opener) -> Result<Layout> {
@@ -107,8 +139,25 @@ struct Restore<'a> {
 }
 
 impl Restore<'_> {
-    fn run(&self) -> Result<()> {
+    fn run(&self, then: &dyn Fn() -> Result<()>) -> Result<Restored> {
+        let data_dir = &self.options.data_dir;
+        let differences = if self.places.are_reused() {
+            self.progress.set_phase("compare files");
+            let (links, replaced) = (self.places.present_links(), self.places.missing_links());
+            let workers = self.options.parallel.clamp(1, 64);
+            let pieces = self.summary.pieces.len();
+            Some(delta::compare(&self.layout, data_dir, &links, &replaced, pieces, workers, self.progress)?)
+        } else {
+            None
+        };
         self.progress.set_phase("restore files");
+        if let Some(differences) = &differences {
+            differences.warn(data_dir);
+        }
+        self.places.begin(self.options.owner, &self.summary.id)?;
+        if let Some(differences) = &differences {
+            delta::clear(&self.layout, data_dir, differences)?;
+        }
         self.places.create(self.options.owner)?;
         self.create_directories()?;
         self.create_empty_files()?;
@@ -117,15 +166,36 @@ impl Restore<'_> {
             source: self.source,
             opener: self.opener,
             layout: &self.layout,
-            data_dir: &self.options.data_dir,
+            data_dir,
             progress: self.progress,
+            wanted: differences.as_ref().map(|differences| differences.wanted.as_slice()),
         };
         let control_file = pieces.restore_all(self.options.parallel)?;
         self.progress.set_phase("make files durable");
         let written = self.rewrite_files()?;
-        self.sync_files(&written)?;
+        self.sync_files(&written, differences.as_ref())?;
         self.sync_directories()?;
-        self.write_control_file(&control_file)
+        then()?;
+        self.write_control_file(&control_file)?;
+        self.places.finish()?;
+        Ok(self.restored(differences.as_ref()))
+    }
+
+    fn restored(&self, differences: Option<&Differences>) -> Restored {
+        match differences {
+            None => Restored {
+                over_existing: false,
+                files: self.layout.file_count(),
+                bytes: self.summary.size,
+                removed: 0,
+            },
+            Some(differences) => Restored {
+                over_existing: true,
+                files: differences.changed.iter().filter(|changed| **changed).count(),
+                bytes: differences.bytes(&self.layout),
+                removed: differences.strangers.len() + differences.wal.len(),
+            },
+        }
     }
 
     /// Creates the directories, whose links into tablespaces are there already.
@@ -146,7 +216,11 @@ impl Restore<'_> {
     fn create_empty_files(&self) -> Result<()> {
         for file in self.layout.files().filter(|file| file.size == 0) {
             let path = self.options.data_dir.join(file.path);
-            File::create_new(&path).map_err(at(&path)).context("create file")?;
+            match File::create_new(&path) {
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::AlreadyExists && self.places.are_reused() => {}
+                created => drop(created.map_err(at(&path)).context("create file")?),
+            }
         }
         Ok(())
     }
@@ -177,12 +251,14 @@ impl Restore<'_> {
     }
 
     /// Gives every file its mode, owner and time, and makes it durable.
-    fn sync_files(&self, written: &[PathBuf]) -> Result<()> {
-        // Writes out everything at once; what is left for each file is little.
+    fn sync_files(&self, written: &[PathBuf], differences: Option<&Differences>) -> Result<()> {
+        // Writes out everything at once, also what a restore that broke off has left; what is left for each file is
+        // little.
         self.places.sync_filesystems()?;
         let workers = self.options.parallel.clamp(1, 64);
         each_in_parallel(workers, self.layout.file_count(), |at| {
-            self.layout.file(at).map_or(Ok(()), |record| self.sync_file(&record))
+            let changed = differences.is_none_or(|differences| differences.changed[at]);
+            self.layout.file(at).map_or(Ok(()), |record| self.sync_file(&record, changed))
         })?;
         for path in written {
             let file = File::open(path).map_err(at(path)).context("open file")?;
@@ -192,8 +268,11 @@ impl Restore<'_> {
         Ok(())
     }
 
-    fn sync_file(&self, record: &FileRecord<'_>) -> Result<()> {
+    fn sync_file(&self, record: &FileRecord<'_>, changed: bool) -> Result<()> {
         let path = self.options.data_dir.join(record.path);
+        if !changed && self.has_attributes(&path, record) {
+            return Ok(());
+        }
         let apply = || {
             let file = File::open(&path)?;
             file.set_permissions(Permissions::from_mode(record.mode))?;
@@ -203,6 +282,14 @@ impl Restore<'_> {
         let file = apply().map_err(at(&path)).context("restore file")?;
         self.give(&file, &path)?;
         file.sync_all().map_err(at(&path)).context("sync file")
+    }
+
+    fn has_attributes(&self, path: &Path, record: &FileRecord<'_>) -> bool {
+        let owner =
+            |meta: &Metadata| self.options.owner.is_none_or(|owner| owner == (meta.uid(), meta.gid()));
+        std::fs::symlink_metadata(path).is_ok_and(|meta| {
+            meta.mode() & 0o7777 == record.mode && meta.mtime() == record.mtime && owner(&meta)
+        })
     }
 
     fn sync_directories(&self) -> Result<()> {

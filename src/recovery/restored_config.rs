@@ -8,15 +8,19 @@ use crate::backup::conf::{ConfLine, counts_in_directory};
 use crate::durable::at;
 use crate::kind::{Context, Error, Result};
 use crate::repository::backup::{BackupSummary, ExternalConfig};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// How deep files may include each other (`CONF_FILE_MAX_DEPTH`).
 const DEEPEST: usize = 10;
+
+/// How many files of the data directory are rewritten at most.
+const MOST_INCLUDED: usize = 1000;
 
 /// The file that the server reads when nobody names another.
 const MAIN_FILE: &str = "postgresql.conf";
@@ -58,9 +62,10 @@ pub fn place(
         original: Path::new(&summary.data_dir),
         data_dir: &options.data_dir,
         outside: files.collect(),
+        inside: RefCell::default(),
     };
     let mut written = Vec::new();
-    let mut write = |name: &str, text: &str| {
+    let mut write = |name: &Path, text: &str| {
         let path = options.data_dir.join(name);
         // What was outside may be new here, and may hold secrets.
         let mut options = OpenOptions::new();
@@ -73,14 +78,21 @@ pub fn place(
     if let Some((path, text)) =
         external.config_file.as_ref().and_then(|path| copy.outside.get_key_value(Path::new(path)))
     {
-        write(MAIN_FILE, &copy.rewrite(text, path, false, 0))?;
+        write(Path::new(MAIN_FILE), &copy.rewrite(text, path, false, 0))?;
     } else {
-        copy.rewrite_in_place(MAIN_FILE, &mut write)?;
+        copy.rewrite_in_place(Path::new(MAIN_FILE), &mut write)?;
     }
-    copy.rewrite_in_place(AUTO_FILE, &mut write)?;
+    copy.rewrite_in_place(Path::new(AUTO_FILE), &mut write)?;
+    // Files that they include inside the data directory may lead back as well, and include more of them.
+    let mut rewritten = BTreeSet::from([PathBuf::from(MAIN_FILE), PathBuf::from(AUTO_FILE)]);
+    while let Some(name) = copy.inside.borrow_mut().pop_first() {
+        if rewritten.len() < MOST_INCLUDED && rewritten.insert(name.clone()) {
+            copy.rewrite_in_place(&name, &mut write)?;
+        }
+    }
     for (place, name) in [(&external.hba_file, HBA_FILE), (&external.ident_file, IDENT_FILE)] {
         if let Some(text) = place.as_ref().and_then(|path| copy.outside.get(Path::new(path))) {
-            write(name, text)?;
+            write(Path::new(name), text)?;
         }
     }
     Ok(written)
@@ -93,6 +105,8 @@ struct Copy<'a> {
     data_dir: &'a Path,
     /// Files from outside the original, by their paths there.
     outside: BTreeMap<PathBuf, String>,
+    /// Files in the data directory, by their paths in it, that were found to be included.
+    inside: RefCell<BTreeSet<PathBuf>>,
 }
 
 /// What becomes of a line.
@@ -106,13 +120,16 @@ enum Fate {
 
 impl Copy<'_> {
     /// Rewrites a file that came with the data directory, if there is need to.
-    fn rewrite_in_place(&self, name: &str, write: &mut dyn FnMut(&str, &str) -> Result<()>) -> Result<()> {
+    fn rewrite_in_place(&self, name: &Path, write: &mut dyn FnMut(&Path, &str) -> Result<()>) -> Result<()> {
         let Ok(bytes) = std::fs::read(self.data_dir.join(name)) else { return Ok(()) };
         // Rewriting a file in another encoding would damage it.
         let Ok(text) = String::from_utf8(bytes) else { return Ok(()) };
         let rewritten = self.rewrite(&text, &self.original.join(name), true, 0);
         if rewritten != text {
-            tracing::warn!("changed \"{name}\" so that the copy does not lead back to the original");
+            tracing::warn!(
+                "changed \"{}\" so that the copy does not lead back to the original",
+                name.display()
+            );
             write(name, &rewritten)?;
         }
         Ok(())
@@ -142,30 +159,50 @@ impl Copy<'_> {
         let dir = path.parent().unwrap_or(Path::new("/"));
         match line {
             ConfLine::Nothing => Fate::Kept,
-            ConfLine::Include(file) => {
-                self.include(&[dir.join(file)], in_place && !file.starts_with('/'), depth)
-            }
+            ConfLine::Include(file) => match self.own(&dir.join(file)) {
+                Some(own) => self.include_own("include_if_exists", &own, file, vec![own.clone()], in_place),
+                None => self.include(&[dir.join(file)], depth),
+            },
             ConfLine::IncludeDir(sub) => {
                 let dir = dir.join(sub);
+                if let Some(own) = self.own(&dir) {
+                    let entries = std::fs::read_dir(self.data_dir.join(&own)).into_iter().flatten().flatten();
+                    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+                    let files =
+                        names.filter(|name| counts_in_directory(name)).map(|name| own.join(name)).collect();
+                    return self.include_own("include_dir", &own, sub, files, in_place);
+                }
                 let counts = |file: &&PathBuf| {
                     let name = file.file_name().and_then(|name| name.to_str());
                     file.parent() == Some(&dir) && name.is_some_and(counts_in_directory)
                 };
                 let files: Vec<PathBuf> = self.outside.keys().filter(counts).cloned().collect();
-                self.include(&files, in_place && !sub.starts_with('/'), depth)
+                self.include(&files, depth)
             }
             ConfLine::Setting(name, value) => self.setting(name, value, in_place),
         }
     }
 
-    /// Puts the contents of included files in the place of the line. A relative path from inside the data directory
-    /// leads to the copy's own file.
-    fn include(&self, files: &[PathBuf], leads_inside: bool, depth: usize) -> Fate {
-        let known: Vec<&PathBuf> = files.iter().filter(|file| self.outside.contains_key(*file)).collect();
-        if known.is_empty() {
-            return if leads_inside { Fate::Kept } else { Fate::Dropped };
+    /// Returns where in the data directory a path of the original is; none if it is outside.
+    fn own(&self, path: &Path) -> Option<PathBuf> {
+        let inside = path.strip_prefix(self.original).ok()?;
+        inside.components().all(|part| matches!(part, Component::Normal(_))).then(|| inside.to_path_buf())
+    }
+
+    /// Keeps a line that includes files of the data directory, or makes it lead to the copy's. The files are rewritten later.
+    fn include_own(&self, word: &str, own: &Path, value: &str, files: Vec<PathBuf>, in_place: bool) -> Fate {
+        self.inside.borrow_mut().extend(files);
+        if in_place && !value.starts_with('/') {
+            return Fate::Kept;
         }
-        if depth >= DEEPEST {
+        let path = self.data_dir.join(own).display().to_string().replace('\'', "''");
+        Fate::Replaced(format!("{word} '{path}'\n"))
+    }
+
+    /// Puts the contents of included files in the place of the line.
+    fn include(&self, files: &[PathBuf], depth: usize) -> Fate {
+        let known: Vec<&PathBuf> = files.iter().filter(|file| self.outside.contains_key(*file)).collect();
+        if known.is_empty() || depth >= DEEPEST {
             return Fate::Dropped;
         }
         let mut lines = String::new();
@@ -204,7 +241,12 @@ mod tests {
 
     fn rewrite(text: &str, path: &str, in_place: bool, outside: &[(&str, &str)]) -> String {
         let outside = outside.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect();
-        let copy = Copy { original: Path::new("/var/lib/pg"), data_dir: Path::new("/copy"), outside };
+        let copy = Copy {
+            original: Path::new("/var/lib/pg"),
+            data_dir: Path::new("/copy"),
+            outside,
+            inside: RefCell::default(),
+        };
         copy.rewrite(text, Path::new(path), in_place, 0)
     }
 
@@ -232,6 +274,10 @@ mod tests {
     fn a_file_inside_keeps_what_stays_inside() {
         let text = "include 'mine.conf'\nhba_file = 'hba'\nlog_directory = 'log'\n";
         assert_eq!(rewrite(text, "/var/lib/pg/postgresql.conf", true, &[]), text);
+        let absolute = "include '/var/lib/pg/mine.conf'\n";
+        let copied = "#walden# include '/var/lib/pg/mine.conf'\ninclude_if_exists '/copy/mine.conf'\n";
+        assert_eq!(rewrite(absolute, "/var/lib/pg/postgresql.conf", true, &[]), copied);
+        assert_eq!(rewrite(absolute, "/etc/pg/postgresql.conf", false, &[]), copied);
         let outside = [("/etc/x.conf", "include '/etc/x.conf'\n")];
         let looped = rewrite("include '/etc/x.conf'\n", "/var/lib/pg/postgresql.conf", true, &outside);
         assert!(looped.lines().count() < 50 && looped.lines().all(|line| line.starts_with(MARK)), "{looped}");

@@ -54,16 +54,32 @@ const TARGETS: [&str; 5] = [
     "recovery_target_xid",
 ];
 
-/// Returns the settings for `plan`, in the order in which they are written.
-pub fn settings(plan: &Plan<'_>, options: &SettingsOptions) -> Vec<(String, String)> {
-    let chosen = match &plan.stop {
+/// What keeps a copy from doing harm: it does not write into the archive that it came from, takes no slot of its
+/// publishers, and runs none of the commands that clean up after the original or announce a new primary. Nor do its commits
+/// wait for the original's standbys.
+const HARMLESS: [(&str, &str); 5] = [
+    ("archive_mode", "off"),
+    ("max_logical_replication_workers", "0"),
+    ("archive_cleanup_command", ""),
+    ("recovery_end_command", ""),
+    ("synchronous_standby_names", ""),
+];
+
+/// Returns the setting that stands for a target; none for the end of the archive.
+pub fn target_setting(target: &Target) -> Option<(&'static str, String)> {
+    match target {
         Target::Time(time) => Some(("recovery_target_time", utc(*time))),
         Target::Latest => None,
         Target::Immediate => Some(("recovery_target", "immediate".to_owned())),
         Target::Lsn(lsn) => Some(("recovery_target_lsn", lsn.to_string())),
         Target::Xid(xid) => Some(("recovery_target_xid", xid.to_string())),
         Target::Name(name) => Some(("recovery_target_name", name.clone())),
-    };
+    }
+}
+
+/// Returns the settings for `plan`, in the order in which they are written.
+pub fn settings(plan: &Plan<'_>, options: &SettingsOptions) -> Vec<(String, String)> {
+    let chosen = target_setting(&plan.stop);
     let mut list: Vec<(String, String)> = vec![("restore_command".into(), options.restore_command.clone())];
     // An empty one that comes after the chosen one is refused like a second target (xlogrecovery.c, assign hooks).
     let others = TARGETS.iter().filter(|name| chosen.as_ref().is_none_or(|(chosen, _)| chosen != *name));
@@ -77,9 +93,12 @@ pub fn settings(plan: &Plan<'_>, options: &SettingsOptions) -> Vec<(String, Stri
         // Prefetching asks for segments past the target, and stops at the first that is refused.
         list.push(("recovery_prefetch".into(), "off".into()));
     }
+    if options.action == Action::Pause {
+        // Without it the server shuts down instead.
+        list.push(("hot_standby".into(), "on".into()));
+    }
     if !options.take_over {
-        list.push(("archive_mode".into(), "off".into()));
-        list.push(("max_logical_replication_workers".into(), "0".into()));
+        list.extend(HARMLESS.map(|(name, value)| (name.into(), value.into())));
     }
     if let Some(port) = options.port {
         list.push(("port".into(), port.to_string()));

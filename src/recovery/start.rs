@@ -1,20 +1,16 @@
-//! Starting the restored server and following it to the target.
-//!
-//! `pg_ctl -w start` says 0 as soon as the server is consistent, before a later FATAL (facts: "Recovery
-//! configuration"); so the truth is asked from the server itself, until it has done what the plan says or is gone.
+//! Starting the restored server, to be followed to its target (`follow`).
 
+use super::follow::{Follower, ServerLog};
+use super::plan::Plan;
 use super::settings::Action;
-use crate::durable;
+use super::target::Target;
 use crate::kind::{Context, Error, Kind, Result};
-use crate::server::Server;
+use crate::postgres::{Lsn, WalSegmentSize};
+use crate::progress::Progress;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-/// How often the server is asked.
-const POLL: Duration = Duration::from_millis(200);
-/// How often progress is said.
-const REPORT: Duration = Duration::from_secs(10);
+pub use super::follow::Reached;
 
 /// How to start.
 #[derive(Debug, Clone)]
@@ -29,19 +25,37 @@ pub struct StartOptions {
     pub user: String,
     /// What the server does at the target.
     pub action: Action,
+    /// The WAL that is ahead of it.
+    pub way: Way,
 }
 
-/// What the server says at the end.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Reached {
-    /// The time of the last commit or abort that was replayed, as the server shows it in UTC.
-    pub last_transaction: Option<String>,
-    /// Where replay ended.
-    pub lsn: Option<String>,
-    /// How to connect.
-    pub connection: Option<String>,
-    /// The server's log.
-    pub log: PathBuf,
+/// The WAL that is ahead of a server, for saying how far it has come, and whether it came to the end.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// Where the first segment begins.
+    pub begin: Lsn,
+    /// How many segments there are, at most.
+    pub segments: usize,
+    /// The size of a segment.
+    pub segment_size: WalSegmentSize,
+    /// The target, in words.
+    pub target: String,
+    /// How far the server must come where it has no target of its own: into the last archived segment.
+    pub must_reach: Option<Lsn>,
+}
+
+impl Way {
+    /// Returns the way that a plan goes.
+    pub fn of(plan: &Plan<'_>) -> Self {
+        let segment_size = plan.summary.wal_segment_size;
+        Self {
+            begin: plan.first_segment.start(segment_size),
+            segments: plan.segments,
+            segment_size,
+            target: plan.target.clone(),
+            must_reach: (plan.stop == Target::Latest).then(|| plan.last_segment.start(segment_size)),
+        }
+    }
 }
 
 /// Returns a command that runs as the directory's owner, in a directory that it can enter.
@@ -81,9 +95,9 @@ pub fn setting_of_stopped(options: &StartOptions, name: &str) -> Result<String> 
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Starts the server and waits until it has reached the target. Fails with [`Kind::Target`] when the server says that
-/// it did not, [`Kind::Server`] when it ended otherwise.
-pub fn start_and_follow(options: &StartOptions) -> Result<Reached> {
+/// Starts the server and waits until it has reached the target, which `progress` counts in bytes of WAL. Fails with
+/// [`Kind::Target`] when the server says that it did not, [`Kind::Server`] when it ended otherwise.
+pub fn start_and_follow(options: &StartOptions, progress: &Progress) -> Result<Reached> {
     let log = options.data_dir.join("walden-recover.log");
     let port = setting_of_stopped(options, "port")?;
     let sockets = setting_of_stopped(options, "unix_socket_directories")?;
@@ -105,130 +119,7 @@ pub fn start_and_follow(options: &StartOptions) -> Result<Reached> {
             String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         return Err(Error::new(Kind::Server, format!("pg_ctl start failed: {says}")));
     }
-    follow(options, &connection, &log, began_at)
-}
-
-fn follow(options: &StartOptions, connection: &str, log: &Path, began_at: u64) -> Result<Reached> {
-    let mut said = Instant::now();
-    let began = Instant::now();
-    let mut reached = Reached { last_transaction: None, lsn: None, connection: None, log: log.to_path_buf() };
-    let mut server: Option<Server> = None;
-    loop {
-        std::thread::sleep(POLL);
-        if !is_running(&options.data_dir) && began.elapsed() > Duration::from_secs(2) {
-            return ended(options, reached, log, began_at);
-        }
-        if server.is_none() {
-            server = Server::connect(connection).ok().filter(|_| is_running(&options.data_dir));
-        }
-        let Some(connected) = &mut server else { continue };
-        if !is_ours(connected, &options.data_dir) {
-            // Another server at that port: what it says is not about this recovery.
-            server = None;
-            continue;
-        }
-        let Ok(state) = look(connected) else {
-            server = None;
-            continue;
-        };
-        if state.last_transaction.is_some() {
-            reached.last_transaction.clone_from(&state.last_transaction);
-        }
-        reached.lsn.clone_from(&state.lsn);
-        let done = match options.action {
-            Action::Promote => !state.in_recovery,
-            Action::Pause => state.paused || !state.in_recovery,
-            Action::Shutdown => false,
-        };
-        if done {
-            reached.connection = Some(connection.to_owned());
-            return Ok(reached);
-        }
-        if said.elapsed() >= REPORT {
-            said = Instant::now();
-            tracing::info!(
-                "replayed to LSN {}, last transaction of {}",
-                reached.lsn.as_deref().unwrap_or("unknown"),
-                reached.last_transaction.as_deref().unwrap_or("unknown time")
-            );
-        }
-    }
-}
-
-struct State {
-    in_recovery: bool,
-    paused: bool,
-    lsn: Option<String>,
-    last_transaction: Option<String>,
-}
-
-fn look(server: &mut Server) -> Result<State> {
-    let rows = server.rows(
-        "SELECT pg_is_in_recovery()::text,
-                CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() ELSE '' END,
-                pg_last_wal_replay_lsn()::text,
-                to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00')",
-    )?;
-    let row = rows.into_iter().next().ok_or_else(|| Error::other("no row"))?;
-    let mut row = row.into_iter();
-    let mut next = || row.next().flatten();
-    Ok(State {
-        in_recovery: next().is_some_and(|text| text == "true" || text == "t"),
-        paused: next().is_some_and(|text| text == "paused"),
-        lsn: next(),
-        last_transaction: next(),
-    })
-}
-
-/// Returns whether the server runs on `data_dir`. One that does not say where it runs is taken for it: its process was
-/// seen there.
-fn is_ours(server: &mut Server, data_dir: &Path) -> bool {
-    let Ok(says) = server.query_one_text("SELECT coalesce(current_setting('data_directory', true), '')")
-    else {
-        return true;
-    };
-    let resolved = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    says.is_empty() || resolved(Path::new(&says)) == resolved(data_dir)
-}
-
-/// Returns whether the postmaster of `data_dir` is alive.
-pub fn is_running(data_dir: &Path) -> bool {
-    let Ok(text) = std::fs::read_to_string(data_dir.join("postmaster.pid")) else { return false };
-    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else {
-        return false;
-    };
-    let alive = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None);
-    !matches!(alive, Err(nix::errno::Errno::ESRCH))
-}
-
-/// The server is gone: by the plan, or by a failure that its log tells.
-fn ended(options: &StartOptions, mut reached: Reached, log: &Path, began_at: u64) -> Result<Reached> {
-    let text = std::fs::read(log).map_err(durable::at(log)).context("read the server's log")?;
-    let text = String::from_utf8_lossy(text.get(began_at as usize..).unwrap_or_default()).into_owned();
-    if options.action == Action::Shutdown && text.contains("shutdown at recovery target") {
-        let last =
-            text.lines().rev().find(|line| line.contains("last completed transaction was at log time"));
-        if let Some(time) = last.and_then(|line| line.split("log time ").nth(1)) {
-            reached.last_transaction = Some(time.trim().to_owned());
-        }
-        return Ok(reached);
-    }
-    let fatal: Vec<&str> = text
-        .lines()
-        .filter(|line| line.contains("FATAL:") || line.contains("PANIC:") || line.starts_with("ERROR:"))
-        // What the server told this process while it was asked too early.
-        .filter(|line| !line.contains("FATAL:  the database system is "))
-        .collect();
-    let last = fatal.last().copied().unwrap_or("the server ended without an error in its log");
-    let kind = if last.contains("before configured recovery target was reached") {
-        Kind::Target
-    } else {
-        Kind::Server
-    };
-    let first = fatal.first().copied().filter(|first| *first != last);
-    let says = first.map_or_else(|| last.to_owned(), |first| format!("{first}; {last}"));
-    Err(Error::new(kind, format!("the server did not reach the target: {says}"))
-        .with_hint(format!("its log is {}", log.display())))
+    Follower::new(options, connection, ServerLog::new(&options.data_dir, log, began_at), progress).follow()
 }
 
 /// Returns where the programs of PostgreSQL `major` are: the directory given, else the usual places, else the path.

@@ -56,7 +56,8 @@ impl Target {
     pub fn parse(text: &str, now: &Zoned) -> Result<Self> {
         let text = text.trim();
         match text {
-            "latest" => return Ok(Self::Latest),
+            // Up to now is as far as the archive goes.
+            "latest" | "now" => return Ok(Self::Latest),
             "immediate" => return Ok(Self::Immediate),
             "" => return Err(wrong(text, "it is empty")),
             _ => {}
@@ -200,6 +201,7 @@ mod tests {
     fn the_other_targets() {
         let parse = |text| Target::parse(text, &berlin()).unwrap();
         assert_eq!(parse("latest"), Target::Latest);
+        assert_eq!(parse("now"), Target::Latest);
         assert_eq!(parse("immediate"), Target::Immediate);
         assert_eq!(parse("lsn:0/3000060"), Target::Lsn(Lsn(0x0300_0060)));
         assert_eq!(parse("xid:1234"), Target::Xid(1234));

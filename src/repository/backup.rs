@@ -255,6 +255,9 @@ pub struct BadPages {
     pub count: u64,
     /// The first of them, by their number in this file.
     pub blocks: Vec<u32>,
+    /// Whose pages they are, as database, schema and relation (`postgres.public.accounts`), where that was found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relation: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
@@ -302,7 +305,7 @@ mod hex8 {
 }
 
 /// Paths as text, or as a list of bytes where they are not UTF-8.
-mod path_text {
+pub(crate) mod path_text {
     use super::{
         Deserialize, Deserializer, OsStrExt, OsString, OsStringExt, Path, PathBuf, Serialize, Serializer,
     };
@@ -351,7 +354,11 @@ mod tests {
                 frame_length: 99,
                 skip: 512,
             }],
-            bad_pages: Some(BadPages { count: 2, blocks: vec![3, 4] }),
+            bad_pages: Some(BadPages {
+                count: 2,
+                blocks: vec![3, 4],
+                relation: Some("postgres.public.t".into()),
+            }),
         }
     }
 

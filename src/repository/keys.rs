@@ -74,6 +74,11 @@ impl ClusterKeys {
         format!("{}wal/aside/", self.root)
     }
 
+    /// Returns the folder of digests, ending in `/`.
+    pub fn digests(&self) -> String {
+        format!("{}index/", self.root)
+    }
+
     /// Returns the folder of backups, ending in `/`.
     pub fn backups(&self) -> String {
         format!("{}backup/", self.root)

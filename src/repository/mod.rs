@@ -1,14 +1,17 @@
 //! What a repository holds and under which keys, over one or several stores.
 //!
 //! Lives here: the layout of keys (`keys`), the file that says which cluster a prefix belongs to (`cluster`), WAL
-//! objects (`wal`), backups (`backup`, `backups`), and doing the same in several repositories at once (`several`,
+//! objects (`wal`), backups (`backup`, `backups`, and `backup_leftovers` of those that broke off), what an index found out
+//! (`digest`), and doing the same in several repositories at once (`several`,
 //! `stream`).
 //! Does not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
 
 pub mod backup;
+mod backup_leftovers;
 mod backups;
 mod cluster;
 mod copy;
+mod digest;
 mod keys;
 mod pins;
 mod recovery_text;
@@ -17,9 +20,11 @@ mod stored;
 mod stream;
 mod wal;
 
+pub use backup_leftovers::{Leftover, is_complete, list_backup_objects, list_leftovers, remove_leftovers};
 pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
 pub use copy::copy_object;
+pub use digest::{digest_key, list_digests, read_digest};
 pub use keys::{ClusterKeys, WalObject};
 pub use pins::{is_pinned, list_pins, pin, unpin};
 pub use recovery_text::recovery_text;

@@ -224,6 +224,14 @@ impl<S: Storage> Storage for Faulty<S> {
         self.call("confirm", || self.inner.confirm(key, deadline))
     }
 
+    fn tidy(&self, prefix: &str, deadline: &Deadline) -> Result<()> {
+        self.call("tidy", || self.inner.tidy(prefix, deadline))
+    }
+
+    fn free_space(&self) -> Option<u64> {
+        self.inner.free_space()
+    }
+
     fn probe(&self, deadline: &Deadline) -> Result<()> {
         self.call("probe", || self.inner.probe(deadline))
     }

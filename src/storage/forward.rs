@@ -56,6 +56,14 @@ macro_rules! forward {
                 (**self).confirm(key, deadline)
             }
 
+            fn tidy(&self, prefix: &str, deadline: &Deadline) -> Result<()> {
+                (**self).tidy(prefix, deadline)
+            }
+
+            fn free_space(&self) -> Option<u64> {
+                (**self).free_space()
+            }
+
             fn probe(&self, deadline: &Deadline) -> Result<()> {
                 (**self).probe(deadline)
             }

@@ -374,10 +374,50 @@ impl Storage for FsStorage {
         durable::sync_up_to(&path, &self.root).map_err(|e| classify(&e))
     }
 
+    fn tidy(&self, prefix: &str, deadline: &Deadline) -> Result<()> {
+        deadline.check(prefix)?;
+        let dir = self.path(prefix.trim_end_matches('/'))?;
+        self.check_root()?;
+        remove_temporary(&dir).map(drop).map_err(|error| classify(&error))
+    }
+
+    fn free_space(&self) -> Option<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.root).ok()?;
+        Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    }
+
     fn probe(&self, deadline: &Deadline) -> Result<()> {
         deadline.check("probe")?;
         self.check_root()
     }
+}
+
+/// Removes the temporary files below `dir` and the directories without objects, and it itself if it is one. Returns
+/// whether it is gone.
+fn remove_temporary(dir: &Path) -> io::Result<bool> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if is_absence(&error) => return Ok(true),
+        Err(error) => return Err(durable::at(dir)(error)),
+    };
+    let mut empty = true;
+    for entry in entries {
+        let entry = entry.map_err(durable::at(dir))?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let temporary =
+            name.as_encoded_bytes().starts_with(b".") && name.as_encoded_bytes().ends_with(b".tmp");
+        if entry.file_type().map_err(durable::at(&path))?.is_dir() {
+            empty &= remove_temporary(&path)?;
+        } else if temporary {
+            std::fs::remove_file(&path).map_err(durable::at(&path))?;
+        } else {
+            empty = false;
+        }
+    }
+    if empty {
+        std::fs::remove_dir(dir).map_err(durable::at(dir))?;
+    }
+    Ok(empty)
 }
 
 #[cfg(test)]

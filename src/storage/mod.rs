@@ -69,6 +69,17 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Removes what is no object below a folder that nobody writes to any more: temporary files of writers that were
+    /// killed, and directories without objects. Stores without folders have nothing to do.
+    fn tidy(&self, _prefix: &str, _deadline: &Deadline) -> Result<()> {
+        Ok(())
+    }
+
+    /// Returns how many bytes can still be stored; none where the store sets no such bound, or does not say.
+    fn free_space(&self) -> Option<u64> {
+        None
+    }
+
     /// Returns whether the root is there: the directory exists, the bucket answers. Does not say whether any
     /// cluster is in it.
     fn probe(&self, deadline: &Deadline) -> Result<()>;

@@ -158,6 +158,14 @@ impl<S: Storage> Storage for Retry<S> {
         self.attempt(deadline, || self.inner.confirm(key, deadline))
     }
 
+    fn tidy(&self, prefix: &str, deadline: &Deadline) -> Result<()> {
+        self.attempt(deadline, || self.inner.tidy(prefix, deadline))
+    }
+
+    fn free_space(&self) -> Option<u64> {
+        self.inner.free_space()
+    }
+
     fn probe(&self, deadline: &Deadline) -> Result<()> {
         self.attempt(deadline, || self.inner.probe(deadline))
     }

@@ -1,12 +1,15 @@
 //! What the repositories hold and what can be recovered from it, in a screenful.
 
+use super::bad_pages::{BadPagesFound, bad_pages};
+use super::flow::{Flow, flow};
 use super::unarchived::{Unarchived, backlog, oldest_commit};
+use super::windows::Sources;
+pub use super::windows::Window;
 use crate::codec::Opener;
-use crate::index::{Breaker, Damage, IndexHandle};
+use crate::index::{BadWal, Breaker, Damage, IndexHandle};
 use crate::kind::Result;
-use crate::postgres::{Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
+use crate::postgres::{SystemIdentifier, TimelineId, WalSegmentName};
 use crate::recovery::catalog::Catalog;
-use crate::recovery::path::walk;
 use crate::repository::{
     ClusterKeys, ClusterState, Repository, ask_all, list_backups, list_wal_timeline, timelines,
 };
@@ -32,8 +35,16 @@ pub struct Status {
     pub newest_archived: Option<Timestamp>,
     /// Whether what is not archived yet could be looked at: `pg_wal` of the data directory is on this machine.
     pub pg_wal_read: bool,
+    /// The time of the newest commit that is archived, as the index knows it.
+    pub newest_commit: Option<Timestamp>,
+    /// How fast the server writes WAL.
+    pub wal: Option<Flow>,
+    /// Records that no recovery can pass, since the newest backup.
+    pub bad_wal: Vec<BadWal>,
     /// Objects that were found damaged and are not mended yet.
     pub damage: Vec<Damage>,
+    /// Bad pages in the database itself that the newest backup found; none if it is clean.
+    pub bad_pages: Option<BadPagesFound>,
 }
 
 /// One repository.
@@ -115,27 +126,8 @@ pub struct BackupStatus {
     pub bad_pages: u64,
 }
 
-/// A span of time to any moment of which the cluster can be recovered.
-#[derive(Debug, Serialize)]
-pub struct Window {
-    /// The timeline to recover along.
-    pub timeline: TimelineId,
-    /// The end of its first backup.
-    pub from: Timestamp,
-    /// The last commit in it where the WAL was read for it, else when its last segment was stored.
-    pub to: Option<Timestamp>,
-    /// Whether `to` is the time of a commit.
-    pub to_is_commit: bool,
-    /// Where its WAL ends.
-    pub end_lsn: Lsn,
-    /// The first segment that is missing behind it, where later ones exist.
-    pub gap: Option<WalSegmentName>,
-    /// The backups in it.
-    pub backups: usize,
-}
-
-/// Finds out the status of `sysid`, whose server's data directory may be at `data_dir`. Repositories that cannot be asked are said to be so; the rest is told from the
-/// others.
+/// Finds out the status of `sysid`, whose server's data directory may be at `data_dir`. Repositories that cannot be asked
+/// are said to be so; the rest is told from the others.
 pub fn status(
     cluster: &str,
     sysid: SystemIdentifier,
@@ -187,18 +179,22 @@ pub fn status(
             backups: look.backups,
         });
     }
+    let time = |us| Timestamp::from_microsecond(us).ok();
+    let totals = index.run(|index| index.wal_totals(sysid)).unwrap_or_default();
+    let pg_wal = data_dir.join("pg_wal");
     let mut status = Status {
         cluster: cluster.to_owned(),
         system_identifier: sysid,
         repositories: list,
         backups: Vec::new(),
         windows: Vec::new(),
-        newest_archived: index
-            .run(|index| index.wal_totals(sysid))
-            .and_then(|totals| totals.newest_archived)
-            .and_then(|us| Timestamp::from_microsecond(us).ok()),
+        newest_archived: totals.newest_archived.and_then(time),
+        newest_commit: totals.newest_commit.and_then(time),
+        wal: None,
+        bad_wal: Vec::new(),
         pg_wal_read: here.is_some(),
         damage: index.run(crate::index::Index::damages).unwrap_or_default(),
+        bad_pages: None,
     };
     if usable.is_empty() {
         return Ok(status);
@@ -219,7 +215,13 @@ pub fn status(
             bad_pages: backup.summary.bad_pages,
         })
         .collect();
-    status.windows = windows(&catalog, opener)?;
+    status.bad_pages = bad_pages(catalog.backups.iter().map(|backup| &backup.summary), index);
+    status.wal = index.run(|index| flow(index, sysid, catalog.segment_size, &pg_wal, Timestamp::now()));
+    status.windows = Sources { catalog: &catalog, pg_wal: &pg_wal, opener, index }.windows()?;
+    // A backup that began behind it needs nothing of it.
+    let newest = catalog.backups.iter().map(|backup| backup.summary.start_lsn).max();
+    status.bad_wal = index.run(|index| index.bad_wal(sysid, usize::MAX)).unwrap_or_default();
+    status.bad_wal.retain(|bad| newest.is_none_or(|newest| bad.lsn >= newest));
     Ok(status)
 }
 
@@ -258,69 +260,4 @@ fn look(
     }
     look.backups = list_backups(repository, keys).map_err(text)?.len();
     Ok(look)
-}
-
-/// Returns the windows, along each timeline that has backups of its own or is the latest.
-fn windows(catalog: &Catalog<'_>, opener: &Opener) -> Result<Vec<Window>> {
-    let known = catalog.timelines();
-    let mut found: Vec<Window> = Vec::new();
-    for timeline in known.iter().rev() {
-        // Without the identity an encrypted history cannot be read, and a host that only archives has none.
-        let history = match catalog.history(*timeline, opener) {
-            Ok(history) => history,
-            Err(error) if error.kind() == crate::kind::Kind::Config => TimelineHistory::root(*timeline),
-            Err(error) => return Err(error),
-        };
-        let mut along = windows_along(catalog, &history, opener)?;
-        // A parent's windows that end before its child's fork are shown by the child already.
-        along.retain(|window| {
-            !found.iter().any(|other| other.end_lsn >= window.end_lsn && other.from == window.from)
-        });
-        found.extend(along);
-    }
-    Ok(found)
-}
-
-fn windows_along(catalog: &Catalog<'_>, history: &TimelineHistory, opener: &Opener) -> Result<Vec<Window>> {
-    let size = catalog.segment_size;
-    let mut found: Vec<Window> = Vec::new();
-    for backup in &catalog.backups {
-        let summary = &backup.summary;
-        let before_stop = Lsn(summary.stop_lsn.0.saturating_sub(1));
-        if !history.contains(summary.timeline, summary.start_lsn)
-            || !history.contains(summary.timeline, before_stop)
-        {
-            continue;
-        }
-        // The WAL of the window that is open reaches over this backup: it is one more way in.
-        if let Some(open) = found.last_mut()
-            && open.end_lsn >= summary.stop_lsn
-        {
-            open.backups += 1;
-            continue;
-        }
-        let path = walk(catalog, history, summary.start_lsn)?;
-        let Some((last, copies)) = path.segments.last() else { continue };
-        if last.end(size) < summary.stop_lsn {
-            continue;
-        }
-        let mut window = Window {
-            timeline: history.timeline,
-            from: summary.stop_time,
-            to: copies[0].1.object.modified,
-            to_is_commit: false,
-            end_lsn: last.end(size),
-            gap: path.gap,
-            backups: 1,
-        };
-        if opener.has_identity() || !summary.encrypted {
-            // The last commit lies near the end of the WAL.
-            if let Some(commit) = crate::recovery::scan::last_commit(catalog, &path, opener)? {
-                window.to = Some(commit.latest);
-                window.to_is_commit = true;
-            }
-        }
-        found.push(window);
-    }
-    Ok(found)
 }

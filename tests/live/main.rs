@@ -7,7 +7,7 @@
 #![allow(clippy::doc_markdown, clippy::needless_pass_by_value, clippy::result_large_err)]
 
 mod archive;
-mod backup_engine;
+mod backup;
 mod cli;
 mod crash;
 mod demo;

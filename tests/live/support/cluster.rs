@@ -147,6 +147,11 @@ impl Cluster {
         cluster
     }
 
+    /// Makes the server take its configuration from a file outside the data directory, as Debian's packages do.
+    pub fn config_file(&mut self, path: &Path) {
+        self.overrides.push(format!("config_file={}", path.display()));
+    }
+
     /// Takes over a running server that another program started (`walden recover --start`).
     #[track_caller]
     pub fn adopt(installation: &Installation, data_dir: &Path) -> Self {

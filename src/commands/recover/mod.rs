@@ -1,6 +1,8 @@
 //! `walden recover`: plan, restore, configure, and perhaps start.
 
-use super::output::{Format, bytes, json};
+mod text;
+
+use super::output::{Format, json};
 use super::{Global, setup};
 use crate::codec::Opener;
 use crate::config::Config;
@@ -9,12 +11,14 @@ use crate::index::IndexHandle;
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::WalSegmentName;
 use crate::progress::Progress;
+use crate::recovery::estimate::{self, Estimate};
+use crate::recovery::places::MARKER;
 use crate::recovery::plan::{Plan, Request, plan};
-use crate::recovery::restore::{RestoreOptions, restore};
+use crate::recovery::restore::{RestoreOptions, Restored, restore_then};
 use crate::recovery::settings::{self, Action, SettingsOptions};
 use crate::recovery::source::RepositorySource;
-use crate::recovery::start::{self, StartOptions};
-use crate::recovery::target::{Target, TimelineChoice, utc};
+use crate::recovery::start::{self, StartOptions, Way};
+use crate::recovery::target::{Target, TimelineChoice};
 use crate::repository::{ClusterKeys, Repository};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,7 +36,7 @@ pub struct Args {
     /// What to recover to
     #[arg(long, value_name = "TARGET")]
     until: String,
-    /// Where to restore to: an empty or missing directory
+    /// Where to restore to: an empty or missing directory, or with --delta a data directory
     #[arg(long, value_name = "DIR", required_unless_present = "plan")]
     data_dir: Option<PathBuf>,
     /// Stop right before the target
@@ -68,6 +72,12 @@ pub struct Args {
     /// Put every other tablespace into this directory, each under its OID
     #[arg(long, value_name = "DIR")]
     tablespace_root: Option<PathBuf>,
+    /// Restore over an existing data directory: only what differs is written, what does not belong is removed
+    #[arg(long)]
+    delta: bool,
+    /// Put the WAL into this directory, with a symbolic link in its place
+    #[arg(long, value_name = "DIR")]
+    wal_dir: Option<PathBuf>,
     /// The port of the restored server [default: the original's, or with --start a free one where that is taken]
     #[arg(long)]
     port: Option<u16>,
@@ -98,13 +108,16 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         backup: args.backup.clone(),
         through: args.through.clone(),
     };
-    let plan = plan(&request, &repositories, &opener)?;
+    let plan = plan(&request, &repositories, &opener, &index)?;
+    let estimate = Estimate::of(&plan, &index);
     if args.output == Format::Json && args.plan {
-        return json(&plan);
+        let mut value = serde_json::to_value(&plan).context("write JSON")?;
+        value["expected_time"] = serde_json::to_value(estimate).context("write JSON")?;
+        return json(&value);
     }
     // With JSON, stdout is for the result alone.
     let show = |text: String| if args.output == Format::Json { eprint!("{text}") } else { print!("{text}") };
-    show(plan_text(&plan, &args.without));
+    show(text::plan(&plan, &estimate, &args.without));
     if args.take_over && !plan.missing_histories.is_empty() {
         tracing::warn!(
             "timeline histories are missing from the archive, and the server may use one of their numbers again when it is \
@@ -117,7 +130,17 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let data_dir = args.data_dir.as_deref().unwrap_or(Path::new(""));
     let data_dir = durable::absolute(data_dir).context("--data-dir")?;
     let operation = index.log_start("recover", &format!("--until {} to {}", plan.target, data_dir.display()));
-    let result = carry_out(&config, args, action, &plan, &data_dir, &opener, &show);
+    let recovery = Recovery {
+        config: &config,
+        args,
+        action,
+        plan: &plan,
+        data_dir: &data_dir,
+        opener: &opener,
+        index: &index,
+        show: &show,
+    };
+    let result = recovery.carry_out();
     index.log_end(operation, &result);
     result
 }
@@ -185,180 +208,145 @@ fn probe(repositories: &[&Repository], config: &Config, index: &IndexHandle) -> 
     Ok(())
 }
 
-fn plan_text(plan: &Plan<'_>, without: &[String]) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| text += &format!("  {name:<14} {value}\n");
-    line(
-        "Target",
-        format!("{}{}", plan.target, if plan.exclusive { ", stopping right before it" } else { "" }),
-    );
-    line(
-        "Backup",
-        format!(
-            "{}, ended {}, {} ({} to fetch) from {}",
-            plan.backup,
-            utc(plan.summary.stop_time),
-            bytes(plan.summary.size),
-            bytes(plan.backup_bytes),
-            plan.backup_repositories.join(" or ")
-        ),
-    );
-    let path: Vec<String> = plan.timeline_path.iter().map(|timeline| timeline.0.to_string()).collect();
-    let way = if path.len() > 1 { format!(" (by way of {})", path.join(", ")) } else { String::new() };
-    line("Timeline", format!("{}{way}", plan.timeline.0));
-    line(
-        "WAL",
-        format!(
-            "up to {} segments ({}), {} to {}",
-            plan.segments,
-            bytes(plan.wal_bytes),
-            plan.first_segment,
-            plan.last_segment
-        ),
-    );
-    if let Some(commit) = &plan.around.kept {
-        line(
-            "Last kept",
-            format!("the commit of {}, transaction {}, at {}", utc(commit.time), commit.xid, commit.lsn),
-        );
-    }
-    if let Some(commit) = &plan.around.lost {
-        line(
-            "First lost",
-            format!("the commit of {}, transaction {}, at {}", utc(commit.time), commit.xid, commit.lsn),
-        );
-    }
-    if let Some(commit) = &plan.last_commit {
-        line("Archived up to", format!("the commit of {}", utc(commit.latest)));
-    }
-    for name in without {
-        line("Without", format!("repository \"{name}\": what only it holds is lost"));
-    }
-    for segment in &plan.through {
-        line("Through", format!("{segment}: what follows on its timeline is not replayed"));
-    }
-    for timeline in &plan.missing_histories {
-        line("Missing", crate::recovery::plan::history_name(*timeline));
-    }
-    for note in &plan.notes {
-        line("Note", note.clone());
-    }
-    format!("Plan for cluster \"{}\", system identifier {}\n{text}", plan.cluster, plan.system_identifier)
+/// A recovery that was planned.
+struct Recovery<'a> {
+    config: &'a Config,
+    args: &'a Args,
+    action: Action,
+    plan: &'a Plan<'a>,
+    data_dir: &'a Path,
+    opener: &'a Opener,
+    index: &'a IndexHandle,
+    show: &'a dyn Fn(String),
 }
 
-fn carry_out(
-    config: &Config,
-    args: &Args,
-    action: Action,
-    plan: &Plan<'_>,
-    data_dir: &Path,
-    opener: &Opener,
-    show: &dyn Fn(String),
-) -> Result<()> {
-    let owner = restored_owner(config, data_dir);
-    let bin_dir = if args.start {
-        Some(start::find_bin_dir(config.server.bin_dir.as_deref(), plan.summary.major_version)?)
-    } else {
-        None
-    };
-    if args.start && nix::unistd::geteuid().is_root() && owner.is_none() {
-        return Err(Error::new(Kind::Server, "PostgreSQL does not run as root")
-            .with_hint("run walden as the user that owns the data directory"));
+impl Recovery<'_> {
+    fn carry_out(&self) -> Result<()> {
+        let (config, args, plan, data_dir) = (self.config, self.args, self.plan, self.data_dir);
+        let owner = restored_owner(config, data_dir);
+        let bin_dir = if args.start {
+            Some(start::find_bin_dir(config.server.bin_dir.as_deref(), plan.summary.major_version)?)
+        } else {
+            None
+        };
+        if args.start && nix::unistd::geteuid().is_root() && owner.is_none() {
+            return Err(Error::new(Kind::Server, "PostgreSQL does not run as root")
+                .with_hint("run walden as the user that owns the data directory"));
+        }
+        let settings_options = SettingsOptions {
+            restore_command: restore_command(config, args, plan)?,
+            action: self.action,
+            take_over: args.take_over,
+            port: args.port,
+            owner,
+        };
+        let restored = self.restore(&settings_options)?;
+        (self.show)(text::restored(&restored, plan, data_dir));
+        let Some(bin_dir) = bin_dir else {
+            self.say_how_to_start();
+            return if args.output == Format::Json {
+                json(&serde_json::json!({ "plan": plan, "restored": restored }))
+            } else {
+                Ok(())
+            };
+        };
+        let options = StartOptions {
+            data_dir: data_dir.to_path_buf(),
+            bin_dir,
+            owner,
+            user: user(config, owner),
+            action: self.action,
+            way: Way::of(plan),
+        };
+        self.choose_port(&options, settings_options)?;
+        let progress = Progress::new();
+        let detail = format!("{} bytes to {}", plan.wal_content_bytes(), plan.target);
+        let operation = self.index.log_start(estimate::REPLAY, &detail);
+        let reached = super::progress::while_shown(&progress, "replay", || {
+            start::start_and_follow(&options, &progress)
+        });
+        self.index.log_end(operation, &reached);
+        let reached = reached?;
+        if args.output == Format::Json {
+            return json(&serde_json::json!({ "plan": plan, "restored": restored, "reached": reached }));
+        }
+        (self.show)(text::reached(&reached, &options, plan));
+        if !args.take_over {
+            (self.show)(DOES_NOT_ARCHIVE.to_owned());
+        }
+        Ok(())
     }
-    let keys = ClusterKeys::new(&plan.cluster, plan.system_identifier);
-    let source = RepositorySource::new(plan.backup_from.clone(), keys.backup(&plan.backup));
-    let options = RestoreOptions {
-        data_dir: data_dir.to_path_buf(),
-        parallel: usize::from(args.parallel),
-        tablespaces: tablespaces(args)?,
-        tablespace_root: args.tablespace_root.clone(),
-        owner,
-    };
-    let progress = Progress::new();
-    super::progress::while_shown(&progress, "restore", || {
-        restore(&plan.summary, &source, opener, &options, &progress)
-    })?;
-    let mut settings_options = SettingsOptions {
-        restore_command: restore_command(config, args, plan)?,
-        action,
-        take_over: args.take_over,
-        port: args.port,
-        owner,
-    };
-    settings::write(data_dir, plan, &settings_options)?;
-    show(format!("Restored backup {} into {}\n", plan.backup, data_dir.display()));
-    let Some(bin_dir) = bin_dir else {
+
+    fn restore(&self, settings_options: &SettingsOptions) -> Result<Restored> {
+        let (args, plan) = (self.args, self.plan);
+        let keys = ClusterKeys::new(&plan.cluster, plan.system_identifier);
+        let source = RepositorySource::new(plan.backup_from.clone(), keys.backup(&plan.backup));
+        let options = RestoreOptions {
+            data_dir: self.data_dir.to_path_buf(),
+            delta: args.delta,
+            wal_dir: args.wal_dir.clone(),
+            parallel: usize::from(args.parallel),
+            tablespaces: tablespaces(args)?,
+            tablespace_root: args.tablespace_root.clone(),
+            owner: settings_options.owner,
+        };
+        // Over what is there already it says nothing about the rate.
+        let is_whole = !args.delta && !self.data_dir.join(MARKER).exists();
+        let detail = format!("{} bytes of backup {}", plan.summary.size, plan.backup);
+        let operation = is_whole.then(|| self.index.log_start(estimate::RESTORE, &detail)).flatten();
+        let progress = Progress::new();
+        let restored = super::progress::while_shown(&progress, "restore", || {
+            let configure = || settings::write(self.data_dir, plan, settings_options);
+            restore_then(&plan.summary, &source, self.opener, &options, &progress, &configure)
+        });
+        self.index.log_end(operation, &restored);
+        restored.map_err(|error| {
+            if self.data_dir.join(MARKER).exists() && !matches!(error.kind(), Kind::Usage | Kind::Config) {
+                error.with_hint("no server starts in what is there now; the same command goes on with it")
+            } else {
+                error
+            }
+        })
+    }
+
+    fn say_how_to_start(&self) {
+        let (args, plan) = (self.args, self.plan);
         let major = plan.summary.major_version;
-        let pg_ctl = start::find_bin_dir(config.server.bin_dir.as_deref(), major)
+        let pg_ctl = start::find_bin_dir(self.config.server.bin_dir.as_deref(), major)
             .map_or_else(|_| "pg_ctl".to_owned(), |dir| dir.join("pg_ctl").display().to_string());
-        let dir = setup::shell_word(&data_dir.to_string_lossy());
-        show(format!("Start the server: {pg_ctl} -D {dir} -l {dir}/server.log start\n"));
-        show(format!("It recovers to {} and then does \"{}\".\n", plan.target, action.word()));
+        let dir = setup::shell_word(&self.data_dir.to_string_lossy());
+        (self.show)(format!("Start the server: {pg_ctl} -D {dir} -l {dir}/server.log start\n"));
+        (self.show)(format!("It recovers to {} and then does \"{}\".\n", plan.target, self.action.word()));
         if args.port.is_none() {
-            show("It has the original's port; to start it beside the original, put -o '-p PORT' behind start.\n".to_owned());
+            (self.show)("It has the original's port; to start it beside the original, put -o '-p PORT' behind start.\n".to_owned());
         }
         if !args.take_over {
-            show(DOES_NOT_ARCHIVE.to_owned());
+            (self.show)(DOES_NOT_ARCHIVE.to_owned());
         }
-        return if args.output == Format::Json { json(plan) } else { Ok(()) };
-    };
-    let mut start_options =
-        StartOptions { data_dir: data_dir.to_path_buf(), bin_dir, owner, user: user(config, owner), action };
-    if args.port.is_none() && !args.take_over {
-        let port = start::setting_of_stopped(&start_options, "port")?.parse().unwrap_or(5432);
-        let free = free_port_from(&start_options, port)?;
-        if free != port {
-            show(format!("Port {port} is taken: the restored server gets port {free}\n"));
+    }
+
+    /// Sees to it that the server's port is free: a copy gets another one, unless it was chosen.
+    fn choose_port(&self, options: &StartOptions, mut settings_options: SettingsOptions) -> Result<()> {
+        let port = start::setting_of_stopped(options, "port")?.parse().unwrap_or(5432);
+        let free = free_port_from(options, port)?;
+        if free == port {
+            return Ok(());
+        }
+        if self.args.port.is_none() && !self.args.take_over {
+            (self.show)(format!("Port {port} is taken: the restored server gets port {free}\n"));
             settings_options.port = Some(free);
-            settings::write(data_dir, plan, &settings_options)?;
+            return settings::write(self.data_dir, self.plan, &settings_options);
         }
-    } else {
         // A port that was chosen, or must stay what it was, is not moved.
-        let port = start::setting_of_stopped(&start_options, "port")?.parse().unwrap_or(5432);
-        if free_port_from(&start_options, port)? != port {
-            return Err(Error::new(Kind::Server, format!("port {port} is taken by another server")).with_hint(
-                format!(
-                    "the files are restored and nothing was started; stop the other server, then: {} -D {} start",
-                    start_options.bin_dir.join("pg_ctl").display(),
-                    setup::shell_word(&data_dir.to_string_lossy())
-                ),
-            ));
-        }
+        Err(Error::new(Kind::Server, format!("port {port} is taken by another server")).with_hint(format!(
+            "the files are restored and nothing was started; stop the other server, then: {} -D {} start",
+            options.bin_dir.join("pg_ctl").display(),
+            setup::shell_word(&self.data_dir.to_string_lossy())
+        )))
     }
-    let reached = start::start_and_follow(&start_options)?;
-    start_options.action = action;
-    if args.output == Format::Json {
-        return json(&serde_json::json!({ "plan": plan, "reached": reached }));
-    }
-    show(reached_text(&reached, action));
-    if !args.take_over {
-        show(DOES_NOT_ARCHIVE.to_owned());
-    }
-    Ok(())
 }
 
 const DOES_NOT_ARCHIVE: &str = "The copy does not archive (archive_mode is off): see --take-over.\n";
-
-fn reached_text(reached: &start::Reached, action: Action) -> String {
-    let mut text = match &reached.last_transaction {
-        Some(time) => format!("Reached the target. The last transaction replayed ended at {time}\n"),
-        // The server that shut down cannot be asked any more, and does not always say it in its log.
-        None if action == Action::Shutdown => "Reached the target\n".to_owned(),
-        None => "Reached the target. No transaction was replayed after the backup\n".to_owned(),
-    };
-    if let Some(connection) = &reached.connection {
-        text += &format!("Connect with: psql \"{connection}\"\n");
-    }
-    text += match action {
-        Action::Promote => "The server is promoted and accepts writes.\n",
-        Action::Pause => {
-            "Replay is paused: look, then SELECT pg_wal_replay_resume() to promote, or stop the server and recover to \
-             another target.\n"
-        }
-        Action::Shutdown => "The server has shut down at the target; recovery.signal is still there.\n",
-    };
-    text + &format!("The server's log is {}\n", reached.log.display())
-}
 
 /// Returns the restore_command of the restored server.
 fn restore_command(config: &Config, args: &Args, plan: &Plan<'_>) -> Result<String> {

@@ -1,0 +1,155 @@
+//! `walden events`: when did it happen, and which `--until` brings it back?
+
+use super::output::{Format, json, table};
+use super::{Global, setup};
+use crate::config::Config;
+use crate::index::{EventFilter, EventKind, EventRow, Index};
+use crate::kind::{Error, Kind, Result};
+use crate::postgres::{SystemIdentifier, TimelineId};
+use crate::recovery::target::{Target, utc};
+use crate::upkeep::events::{EventReport, Query, events};
+
+/// From how many rows on a DELETE or an UPDATE is shown.
+const MANY_ROWS: u64 = 1000;
+/// How many tables of an event the screen names.
+const NAMED: usize = 5;
+
+/// Show what was dropped, emptied or changed in masses, and the command that brings it back
+///
+/// Tells from the WAL that was archived: DROP TABLE, TRUNCATE, DROP DATABASE, transactions that deleted or updated many
+/// rows, and restore points; each with its time, and the recovery that stops right before it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  walden events --since '2 hours ago'\n  \
+    walden events --kind drop,truncate --table public.orders\n  walden events --kind delete --min-rows 50000 --output json")]
+pub struct Args {
+    /// Not before this time
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Not after this time
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Only these kinds: drop, truncate, delete, update, drop-database, restore-point
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    kind: Vec<EventKind>,
+    /// Only those of this table: its name, with or without schema and database, or its OID
+    #[arg(long, value_name = "NAME")]
+    table: Option<String>,
+    /// DELETE and UPDATE of so many rows at least, in one transaction
+    #[arg(long, value_name = "N", default_value_t = MANY_ROWS)]
+    min_rows: u64,
+    /// Text for people or JSON for programs
+    #[arg(long, value_enum, default_value = "text")]
+    output: Format,
+    /// The system identifier, where the data directory is not here
+    #[arg(long, value_name = "NUMBER")]
+    system_identifier: Option<SystemIdentifier>,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &Args) -> Result<()> {
+    let config = Config::load(global.config.as_deref())?;
+    let now = jiff::Zoned::now();
+    let time = |option: &str, text: &Option<String>| {
+        text.as_deref().map(|text| moment(option, text, &now)).transpose()
+    };
+    let query = Query {
+        filter: EventFilter {
+            since: time("--since", &args.since)?,
+            until: time("--until", &args.until)?,
+            kinds: args.kind.clone(),
+            min_rows: args.min_rows,
+        },
+        table: args.table.clone(),
+    };
+    let path = config.index_path();
+    if !path.exists() {
+        return Err(Error::new(Kind::Other, format!("there is no index at \"{}\"", path.display()))
+            .with_hint("archive-push makes it, on the host that archives"));
+    }
+    let index = Index::open(&path)?;
+    let sysid = match (args.system_identifier, index.system_identifiers()?.as_slice()) {
+        (Some(given), _) => given,
+        (None, [only]) => *only,
+        (None, _) => setup::cluster_identifier(&config, &setup::repositories(&config)?, None)?,
+    };
+    let newest = index.newest_timeline(sysid)?;
+    let found = events(&index, sysid, &query, |event| command(global, &config, event, newest))?;
+    match args.output {
+        Format::Json => json(&found),
+        Format::Text => {
+            print!("{}", text(&found));
+            Ok(())
+        }
+    }
+}
+
+fn moment(option: &str, text: &str, now: &jiff::Zoned) -> Result<i64> {
+    match Target::parse(text, now) {
+        Ok(Target::Time(time)) => Ok(time.as_microsecond()),
+        _ => Err(Error::usage(format!("{option} \"{text}\" is no time"))
+            .with_hint("times are '2026-11-20 14:30:00+01', '2026-11-20 14:30' or '10 minutes ago'")),
+    }
+}
+
+/// Returns the command that restores a copy beside the original, up to right before the event.
+fn command(global: &Global, config: &Config, event: &EventRow, newest: Option<TimelineId>) -> String {
+    let mut words = vec!["walden".to_owned()];
+    if let Some(path) = &global.config {
+        words.extend(["--config".to_owned(), setup::shell_word(&path.to_string_lossy())]);
+    }
+    words.extend(["recover".to_owned(), "--until".to_owned()]);
+    if event.kind == EventKind::RestorePoint {
+        words.push(setup::shell_word(&format!("name:{}", event.name)));
+    } else {
+        words.extend([format!("lsn:{}", event.lsn), "--exclusive".to_owned()]);
+    }
+    if newest.is_some_and(|newest| newest > event.timeline) {
+        words.push(format!("--timeline {}", event.timeline.0));
+    }
+    let copy = format!("{}.recovered", config.data_dir.display());
+    words.extend([format!("--data-dir {}", setup::shell_word(&copy)), "--start".to_owned()]);
+    words.join(" ")
+}
+
+fn text(found: &[EventReport]) -> String {
+    if found.is_empty() {
+        return "No such event is known.\n".to_owned();
+    }
+    let mut out = String::new();
+    for event in found {
+        let mut row = vec![utc(event.time), event.kind.to_string(), what(event)];
+        if event.xid != 0 {
+            row.push(format!("xid {}", event.xid));
+        }
+        row.push(format!("lsn {}", event.lsn));
+        if event.uncertain {
+            row.push("(a part of the transaction was not read: there may be more)".to_owned());
+        }
+        out += table(&[row]).trim_start();
+        out += &format!("    {}\n", event.recover);
+    }
+    out
+}
+
+fn what(event: &EventReport) -> String {
+    if let Some(name) = &event.restore_point {
+        return format!("\"{name}\"");
+    }
+    let database = match (&event.database, event.database_oid) {
+        (Some(name), _) => format!("database {name}"),
+        (None, oid) => format!("database with OID {oid}"),
+    };
+    if event.kind == EventKind::DropDatabase {
+        return database;
+    }
+    let more = event.tables.len().saturating_sub(NAMED);
+    let named = event.tables.iter().take(NAMED).map(|table| match table.rows {
+        0 => table.label(),
+        rows => format!("{} ({rows} rows)", table.label()),
+    });
+    let mut tables = named.collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        tables += &format!(" and {more} more");
+    }
+    format!("{tables} in {database}")
+}

@@ -1,0 +1,225 @@
+//! When did it happen? Destructive events and restore points, with names, from the index.
+
+use crate::index::{EventFilter, EventKind, EventRelation, EventRow, Index};
+use crate::kind::Result;
+use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// Which events are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    /// By time, kind and number of rows.
+    pub filter: EventFilter,
+    /// Only those that touched this table: a name with or without schema, or database and schema, or an OID.
+    pub table: Option<String>,
+}
+
+/// One event, with names.
+#[derive(Debug, Serialize)]
+pub struct EventReport {
+    /// When it was committed.
+    pub time: Timestamp,
+    /// Which kind.
+    pub kind: EventKind,
+    /// The name of a restore point.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restore_point: Option<String>,
+    /// The database's name, where it is known.
+    pub database: Option<String>,
+    /// The database's OID; 0 where there is none.
+    pub database_oid: u32,
+    /// The tables.
+    pub tables: Vec<TableReport>,
+    /// Rows deleted or updated, of all tables.
+    pub rows: u64,
+    /// Whether a part of the transaction was not read, so that tables or rows may be missing.
+    pub uncertain: bool,
+    /// The transaction; 0 for a restore point.
+    pub xid: u32,
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// A recovery that stops before this position stops before the event.
+    pub lsn: Lsn,
+    /// The command that brings back what was before it.
+    pub recover: String,
+}
+
+/// A table that an event touched.
+#[derive(Debug, Serialize)]
+pub struct TableReport {
+    /// Its name with the schema, where it is known.
+    pub name: Option<String>,
+    /// Its OID, where it is known.
+    pub oid: Option<u32>,
+    /// Its tablespace, database and file: `1663/5/16384`, as pg_waldump shows them.
+    pub file: Option<String>,
+    /// Rows deleted or updated.
+    pub rows: u64,
+}
+
+impl TableReport {
+    /// Returns how to call it.
+    pub fn label(&self) -> String {
+        match (&self.name, self.oid, &self.file) {
+            (Some(name), _, _) => name.clone(),
+            (None, Some(oid), _) => format!("table with OID {oid}"),
+            (None, None, Some(file)) => format!("table with file {file}"),
+            (None, None, None) => "a table".to_owned(),
+        }
+    }
+}
+
+/// Returns the events of `sysid` that are asked for, oldest first. `recover` makes the command that stops before an event.
+pub fn events(
+    index: &Index,
+    sysid: SystemIdentifier,
+    query: &Query,
+    recover: impl Fn(&EventRow) -> String,
+) -> Result<Vec<EventReport>> {
+    let mut found: Vec<EventReport> = Vec::new();
+    for row in index.events(sysid, &query.filter)? {
+        let database = match row.database {
+            0 => None,
+            oid => index.database_name(sysid, oid, row.time)?,
+        };
+        let Some(tables) = tables(index, sysid, &row)? else { continue };
+        // The segment in which a timeline forks stands on both.
+        let is_again = found.iter().any(|other| {
+            other.lsn == row.lsn
+                && other.xid == row.xid
+                && other.kind == row.kind
+                && other.database_oid == row.database
+        });
+        if is_again && row.kind != EventKind::RestorePoint {
+            continue;
+        }
+        let report = EventReport {
+            time: Timestamp::from_microsecond(row.time).unwrap_or_default(),
+            kind: row.kind,
+            restore_point: (row.kind == EventKind::RestorePoint).then(|| row.name.clone()),
+            database,
+            database_oid: row.database,
+            tables,
+            rows: row.rows,
+            uncertain: row.uncertain,
+            xid: row.xid,
+            timeline: row.timeline,
+            lsn: row.lsn,
+            recover: recover(&row),
+        };
+        if query.table.as_ref().is_none_or(|table| touches(&report, table)) {
+            found.push(report);
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the tables of an event; none where all its relations are known to be something else.
+fn tables(index: &Index, sysid: SystemIdentifier, row: &EventRow) -> Result<Option<Vec<TableReport>>> {
+    let mut found = Vec::new();
+    for relation in &row.relations {
+        let known = match relation.oid {
+            Some(oid) => index.relation_by_oid(sysid, row.database, oid, row.time)?,
+            None => index.relation_by_file(
+                sysid,
+                row.database,
+                relation.tablespace,
+                relation.filenode,
+                row.time,
+            )?,
+        };
+        // Tables, partitioned tables, materialized views, foreign tables.
+        if known.as_ref().is_some_and(|known| !['r', 'p', 'm', 'f'].contains(&known.kind)) {
+            continue;
+        }
+        let EventRelation { tablespace, filenode, rows, .. } = *relation;
+        found.push(TableReport {
+            oid: relation.oid.or(known.as_ref().map(|known| known.oid)),
+            name: known.map(|known| known.name),
+            file: (filenode != 0).then(|| format!("{tablespace}/{}/{filenode}", row.database)),
+            rows,
+        });
+    }
+    Ok((row.relations.is_empty() || !found.is_empty()).then_some(found))
+}
+
+fn touches(event: &EventReport, wanted: &str) -> bool {
+    event.tables.iter().any(|table| {
+        let names = |name: &str| {
+            let bare = name.rsplit_once('.').map_or(name, |(_, bare)| bare);
+            let full = event.database.as_ref().map(|database| format!("{database}.{name}"));
+            wanted == name || wanted == bare || Some(wanted) == full.as_deref()
+        };
+        table.name.as_deref().is_some_and(names) || table.oid.is_some_and(|oid| oid.to_string() == wanted)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::{DatabaseName, RelationName};
+
+    #[test]
+    fn events_bear_names_and_are_found_by_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(&dir.path().join("i")).unwrap();
+        let sysid = SystemIdentifier(7);
+        let relation = |oid, kind, name: &str| RelationName {
+            database: 5,
+            oid,
+            tablespace: 1663,
+            filenode: oid + 1000,
+            kind,
+            name: name.into(),
+            seen: (1, 2),
+        };
+        index
+            .record_names(
+                sysid,
+                &[DatabaseName { oid: 5, name: "app".into(), seen: (1, 2) }],
+                &[relation(10, 'r', "public.orders"), relation(11, 'i', "public.orders_pkey")],
+            )
+            .unwrap();
+        let touched = |oid, filenode| EventRelation { oid, tablespace: 1663, filenode, rows: 0 };
+        let event = |kind, time: i64, relations: &[EventRelation]| EventRow {
+            timeline: TimelineId(1),
+            kind,
+            time,
+            lsn: Lsn(time.cast_unsigned()),
+            end_lsn: Lsn(time.cast_unsigned() + 1),
+            xid: 700,
+            database: 5,
+            rows: 0,
+            name: String::new(),
+            relations: relations.to_vec(),
+            uncertain: false,
+        };
+        let all = [
+            event(EventKind::Drop, 100, &[touched(Some(10), 0), touched(Some(11), 0)]),
+            event(EventKind::Delete, 200, &[touched(None, 1010)]),
+            event(EventKind::Drop, 300, &[touched(None, 1011)]),
+            event(EventKind::Truncate, 400, &[touched(Some(99), 0)]),
+        ];
+        index.record_events(sysid, &all).unwrap();
+        let found = |table: Option<&str>| {
+            let query = Query { table: table.map(str::to_owned), ..Query::default() };
+            let found = events(&index, sysid, &query, |row| row.lsn.to_string()).unwrap();
+            let label = |event: &EventReport| {
+                let tables: Vec<String> = event.tables.iter().map(TableReport::label).collect();
+                format!("{} {}", event.kind, tables.join(", "))
+            };
+            found.iter().map(label).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            found(None),
+            ["drop public.orders", "delete public.orders", "truncate table with OID 99"],
+            "a dropped index is no event"
+        );
+        for name in ["orders", "public.orders", "app.public.orders", "10"] {
+            assert_eq!(found(Some(name)), ["drop public.orders", "delete public.orders"], "{name}");
+        }
+        assert_eq!(found(Some("99")), ["truncate table with OID 99"]);
+        assert!(found(Some("order")).is_empty());
+    }
+}
