@@ -12,6 +12,7 @@ mod cli;
 mod crash;
 mod demo;
 mod doubt;
+mod expire;
 mod histories;
 mod init;
 mod large;

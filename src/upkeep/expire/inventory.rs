@@ -197,6 +197,27 @@ impl Inventory {
         Ok(())
     }
 
+    /// Adds what another repository holds of the same system.
+    pub(super) fn merge(&mut self, other: Self) {
+        for backup in other.backups {
+            let id = &backup.span.candidate.id;
+            match self.backups.iter_mut().find(|ours| ours.span.candidate.id == *id) {
+                Some(ours) if ours.span.candidate.usable => {}
+                Some(ours) => *ours = backup,
+                None => self.backups.push(backup),
+            }
+        }
+        self.segments.extend(other.segments);
+        for (timeline, theirs) in other.timelines {
+            let ours = self.timelines.entry(timeline).or_default();
+            ours.first = ours.first.into_iter().chain(theirs.first).min();
+            ours.newest = ours.newest.max(theirs.newest);
+        }
+        self.newest_stored = self.newest_stored.max(other.newest_stored);
+        self.newest_backup = self.newest_backup.max(other.newest_backup);
+        self.pins.extend(other.pins);
+    }
+
     fn find_timelines(&mut self) {
         for object in self.wal.iter().filter(|object| !is_aside(&self.keys, object)) {
             let facts = self.timelines.entry(object.name.timeline()).or_default();
@@ -248,7 +269,7 @@ fn list_wal(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Vec<
 }
 
 /// Returns what a key says, that of a damaged object too.
-fn parse(object: Object) -> Option<WalObject> {
+pub(super) fn parse(object: Object) -> Option<WalObject> {
     let Some((original, _)) = object.key.split_once(DAMAGED) else { return WalObject::parse(object) };
     let original = Object { key: original.to_owned(), ..object.clone() };
     Some(WalObject { object, ..WalObject::parse(original)? })

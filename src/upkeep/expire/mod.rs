@@ -1,7 +1,7 @@
 //! `expire`: removes what the policy of each repository does not keep.
 //!
 //! `inventory` reads what a repository holds, `needs` finds the WAL that must stay, `plan` puts both together with the
-//! policy of [`super::retention`], and `remove` carries a plan out. `would_keep` answers for `sync`, which copies nothing
+//! policy of [`super::retention`], and `remove` carries a plan out. `wanted` answers for `sync`, which copies nothing
 //! that would be removed again.
 //!
 //! The rules, beside those of the policy:
@@ -21,7 +21,7 @@ mod plan;
 mod remove;
 
 pub use inventory::Leftover;
-pub use plan::{Amount, BackupPlan, Plan, RepositoryPlan, Request, Skipped, SystemPlan, plan};
+pub use plan::{Amount, BackupPlan, Plan, RepositoryPlan, Request, Skipped, SystemPlan, plan, wanted};
 pub use remove::{Outcome, carry_out};
 
 use std::sync::Mutex;

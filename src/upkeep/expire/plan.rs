@@ -1,10 +1,11 @@
 //! The plan: for each repository by its own policy, which backups stay and why, and what goes.
 
-use super::inventory::{self, Inventory, Leftover};
+use super::inventory::{self, Inventory, Leftover, is_aside};
 use super::needs::{GRACE, Moment, Needs, Span};
 use crate::kind::Error;
 use crate::postgres::{ArchiveFileName, SystemIdentifier, TimelineId, WalSegmentName};
 use crate::repository::{ClusterKeys, Repository, WalObject};
+use crate::storage::Object;
 use crate::upkeep::retention::{Candidate, Policy, Reason, decide, reference_time};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -103,6 +104,9 @@ pub struct SystemPlan {
     pub(super) keys: ClusterKeys,
     #[serde(skip)]
     pub(super) wal: Vec<WalObject>,
+    /// Folders of segments of which nothing stays.
+    #[serde(skip)]
+    pub(super) emptied: BTreeSet<String>,
     #[serde(skip)]
     pub(super) needs: Needs,
 }
@@ -199,6 +203,7 @@ pub fn plan<'r>(request: &Request<'r>) -> Plan<'r> {
                 objects: kept.objects - system.wal_removed.objects,
                 bytes: kept.bytes - system.wal_removed.bytes,
             };
+            system.emptied = emptied(inventory, &wal);
             system.wal = wal;
             system.wal_kept_for = kept_for;
         }
@@ -209,6 +214,42 @@ pub fn plan<'r>(request: &Request<'r>) -> Plan<'r> {
         .map(|(made, _, _)| made)
         .collect();
     plan
+}
+
+/// Returns whether `to` would keep what it lacks, by its policy: `sync` copies nothing that the next `expire` removes. Asked
+/// with the keys of objects. None where that cannot be said; then all is wanted.
+pub fn wanted(
+    cluster: &str,
+    to: (&Repository, Policy),
+    others: &[&Repository],
+    now: Timestamp,
+) -> Option<impl Fn(&str) -> bool + use<>> {
+    let mut systems = inventory::read(to.0, cluster).ok()?;
+    for other in others {
+        for theirs in inventory::read(other, cluster).ok()? {
+            match systems.iter_mut().find(|ours| ours.sysid == theirs.sysid) {
+                Some(ours) => ours.merge(theirs),
+                None => systems.push(theirs),
+            }
+        }
+    }
+    let request = Request { cluster, repositories: Vec::new(), only: None, now, busy: BTreeSet::new() };
+    let made = of_repository(&request, to.0, Some(to.1), &systems);
+    Some(move |key: &str| made.systems.iter().all(|system| system.wants(key)))
+}
+
+impl SystemPlan {
+    fn wants(&self, key: &str) -> bool {
+        if let Some(rest) = key.strip_prefix(&self.keys.backups()) {
+            let id = rest.split('/').next().unwrap_or_default();
+            return self.backups.iter().all(|backup| backup.id != id || backup.stays());
+        }
+        if !key.starts_with(&self.keys.wal()) {
+            return true;
+        }
+        let object = Object { key: key.to_owned(), size: 0, modified: None, crc32: None };
+        inventory::parse(object).is_none_or(|object| keeps(&self.needs, object.name))
+    }
 }
 
 fn of_repository<'r>(
@@ -294,8 +335,25 @@ fn of_system_plan(
         leftovers_kept,
         keys: inventory.keys.clone(),
         wal: Vec::new(),
+        emptied: BTreeSet::new(),
         needs,
     }
+}
+
+/// Returns the folders of segments that `going` leaves empty. Nobody writes there any more: the newest segments stay.
+fn emptied(inventory: &Inventory, going: &[WalObject]) -> BTreeSet<String> {
+    let mut left: BTreeMap<String, usize> = BTreeMap::new();
+    for segment in &inventory.segments {
+        *left.entry(inventory.keys.wal_folder(*segment)).or_default() += 1;
+    }
+    let gone: BTreeSet<WalSegmentName> =
+        going.iter().filter(|o| !is_aside(&inventory.keys, o)).filter_map(WalObject::segment).collect();
+    for segment in gone {
+        if let Some(left) = left.get_mut(&inventory.keys.wal_folder(segment)) {
+            *left = left.saturating_sub(1);
+        }
+    }
+    left.into_iter().filter(|(_, left)| *left == 0).map(|(folder, _)| folder).collect()
 }
 
 type Doomed = (Vec<WalObject>, BTreeMap<String, usize>);

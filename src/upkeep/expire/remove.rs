@@ -107,6 +107,7 @@ fn one(
         // A backup that became complete meanwhile is none of ours.
         if !objects.iter().any(|object| object.key.ends_with(SUMMARY_NAME)) {
             deleter.delete_all(&objects, |_| {})?;
+            tidy(repository, &folder);
         }
     }
     let going: Vec<&WalObject> = system.wal.iter().filter(|object| !keeps(&needs, object.name)).collect();
@@ -120,7 +121,17 @@ fn one(
             index.run(|index| index.forget_expired(repository.url(), system.system_identifier, &removed));
         })?;
     }
+    for folder in &system.emptied {
+        tidy(repository, folder);
+    }
     Ok(())
+}
+
+/// Removes directories without objects.
+fn tidy(repository: &Repository, folder: &str) {
+    if let Err(error) = repository.storage().tidy(folder, &repository.deadline()) {
+        tracing::warn!("{}", repository.error("tidy", &error));
+    }
 }
 
 /// The promise, looked at once more from its other side: where there is a usable backup, one stays.

@@ -2,13 +2,13 @@
 
 use super::memory::Memory;
 use super::world::{SIZE, World, repository};
-use crate::index::IndexHandle;
+use crate::index::{ArchivedRow, Fingerprint, IndexHandle, RepositoryStamp};
 use crate::kind::Kind;
 use crate::postgres::{ArchiveFileName, SystemIdentifier, TimelineId, WalSegmentName};
 use crate::progress::Progress;
 use crate::repository::pin;
 use crate::storage::faulty::{Fault, Faulty};
-use crate::upkeep::expire::{Plan, Request, carry_out, plan};
+use crate::upkeep::expire::{Plan, Request, carry_out, plan, wanted};
 use crate::upkeep::retention::Policy;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -289,4 +289,59 @@ fn a_timeline_whose_parent_lives_on_keeps_the_way_in_through_the_parent() {
     assert_eq!(world.backups(), BTreeSet::from([own]));
     assert!(segments(&world, 1).is_empty(), "{:?}", segments(&world, 1));
     assert!(world.reaches(2, 88 * SIZE.bytes()));
+}
+
+#[test]
+fn sync_wants_what_the_policy_of_the_target_keeps() {
+    let (primary, replica, ids) = two();
+    let policy = with_window(last(1), 10);
+    primary.expire(policy, time(49));
+    let (a, b) = (primary.repository(), repository("replica", Arc::clone(&replica.store) as _));
+    let gone: Vec<String> = replica.store.keys().difference(&primary.store.keys()).cloned().collect();
+    assert!(gone.len() > 20);
+    let unwanted = wanted("main", (&a, policy), &[&b], time(49)).unwrap();
+    assert!(gone.iter().all(|key| !unwanted(key)), "nothing of what expired comes back");
+    // What was lost without having expired is wanted.
+    primary.store.remove(&primary.segment_key(1, 41));
+    primary.store.remove(&format!("{}backup.json", primary.keys.backup(&ids[4])));
+    let again = wanted("main", (&a, policy), &[&b], time(49)).unwrap();
+    assert!(again(&primary.segment_key(1, 41)) && !again(&primary.segment_key(1, 3)));
+    assert!(again(&format!("{}backup.json", primary.keys.backup(&ids[4]))));
+    assert!(again("main/7/cluster.json"));
+    let whole = wanted("main", (&b, last(50)), &[&a], time(49)).unwrap();
+    assert!(gone.iter().all(|key| whole(key)));
+}
+
+#[test]
+fn the_index_forgets_what_is_gone_from_the_last_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = IndexHandle::open(&dir.path().join("index"));
+    let world = World::new();
+    regular(&world, 50);
+    let name = |number| WalSegmentName::from_number(TimelineId(1), number, SIZE).to_string();
+    let copy = |url: &str| RepositoryStamp { url: url.to_owned(), cluster_id: "id".to_owned() };
+    let record = |number: u64, copies: &[RepositoryStamp], lacking: Vec<&str>| {
+        let row = ArchivedRow {
+            sysid: SystemIdentifier(7),
+            name: &name(number),
+            crc: number as u32,
+            fingerprint: Fingerprint { device: 1, inode: 1, size: 1, mtime_ns: 1, ctime_ns: 1 },
+            stored_size: Some(1),
+            facts: None,
+            copies,
+            lacking,
+        };
+        index.run(|index| index.record_archived(&[row])).unwrap();
+    };
+    record(1, &[copy("memory:")], vec![]);
+    record(2, &[copy("memory:"), copy("s3://other")], vec![]);
+    record(3, &[copy("s3://other")], vec!["memory:"]);
+    record(45, &[copy("memory:")], vec![]);
+    let repository = world.repository();
+    let made = plan(&request(vec![(&repository, with_window(last(1), 5))], 49));
+    carry_out(&made.repositories[0], &index, &Progress::new());
+    let files = index.run(|index| index.wal_totals(SystemIdentifier(7))).unwrap().files;
+    assert_eq!(files, 3, "only the first had no other copy");
+    let backlog = index.run(|index| index.backlog(SystemIdentifier(7), "memory:", 10)).unwrap();
+    assert!(backlog.is_empty(), "{backlog:?}");
 }

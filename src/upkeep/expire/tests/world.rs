@@ -152,7 +152,8 @@ impl World {
             backup,
             through: vec![],
         };
-        recovery_plan(&request, &[&self.repository()], &Opener::without_identity()).is_ok()
+        let repository = self.repository();
+        recovery_plan(&request, &[&repository], &Opener::without_identity(), &IndexHandle::absent()).is_ok()
     }
 }
 
