@@ -141,7 +141,10 @@ impl Needs {
             if !seen.insert((timeline, before)) {
                 continue;
             }
-            if let Some(anchor) = anchor(backups, timeline, start, before) {
+            // One that is not usable may be mended by sync: it stays, and so does the one before it.
+            let mended = anchor(backups, timeline, start, before, |_| true);
+            self.anchors.extend(mended.map(|backup| backup.candidate.id.clone()));
+            if let Some(anchor) = anchor(backups, timeline, start, before, |backup| backup.usable) {
                 self.anchors.insert(anchor.candidate.id.clone());
                 self.cut_at(anchor);
                 continue;
@@ -189,11 +192,17 @@ impl Needs {
     }
 }
 
-/// Returns the newest usable backup of a timeline that ended before `start`, and before segment `before`.
-fn anchor(backups: &[Span], timeline: TimelineId, start: Timestamp, before: Option<u64>) -> Option<&Span> {
+/// Returns the newest backup of a timeline that is `good` and ended before `start`, and before segment `before`.
+fn anchor(
+    backups: &[Span],
+    timeline: TimelineId,
+    start: Timestamp,
+    before: Option<u64>,
+    good: impl Fn(&Candidate) -> bool,
+) -> Option<&Span> {
     backups
         .iter()
-        .filter(|backup| backup.candidate.branch.timeline == timeline && backup.candidate.usable)
+        .filter(|backup| backup.candidate.branch.timeline == timeline && good(&backup.candidate))
         .filter(|backup| backup.candidate.stop_time <= start)
         .filter(|backup| before.is_none_or(|before| backup.last < before))
         .max_by_key(|backup| (backup.candidate.stop_time, backup.first))

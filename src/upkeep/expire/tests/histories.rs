@@ -190,8 +190,13 @@ impl Past {
     }
 }
 
+/// Returns how many histories are tried; many with `WALDEN_SOAK=1`.
+fn cases() -> u32 {
+    if std::env::var_os("WALDEN_SOAK").is_some_and(|value| value == "1") { 5000 } else { 150 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn the_planner_still_finds_every_way_after_expiry(

@@ -5,6 +5,8 @@ use crate::codec::{LZ4, Opener, Sealer};
 use crate::index::IndexHandle;
 use crate::postgres::{Lsn, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::progress::Progress;
+use crate::recovery::catalog::Catalog;
+use crate::recovery::path::walk;
 use crate::recovery::plan::{Request as RecoveryRequest, plan as recovery_plan};
 use crate::recovery::target::{Target, TimelineChoice};
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, StoredObject, manifest_name, piece_name};
@@ -133,27 +135,34 @@ impl World {
         expire(&self.repository(), policy, now)
     }
 
-    /// Returns whether `lsn` on `timeline` can be reached, as the recovery planner sees it.
+    /// Returns whether `lsn` on `timeline` can be reached: the way that the recovery planner looks for before it reads any
+    /// segment.
     pub(super) fn reaches(&self, timeline: u32, lsn: u64) -> bool {
-        self.plans(Target::Lsn(Lsn(lsn)), TimelineChoice::Number(TimelineId(timeline)), None)
+        let repository = self.repository();
+        let catalog = Catalog::read(&[&repository], "main", SYSID).unwrap();
+        let history = catalog.history(TimelineId(timeline), &Opener::without_identity()).unwrap();
+        catalog.backups.iter().map(|backup| &backup.summary).any(|backup| {
+            let (start, stop) = (backup.start_lsn, backup.stop_lsn);
+            let is_on_branch = history.contains(backup.timeline, start)
+                && history.contains(backup.timeline, Lsn(stop.0 - 1));
+            let end =
+                || walk(&catalog, &history, start).unwrap().last().map_or(Lsn(0), |last| last.end(SIZE));
+            is_on_branch && stop.0 <= lsn && end() >= stop && end().0 > lsn
+        })
     }
 
-    /// Returns whether the backup can be brought up by itself.
+    /// Returns whether the planner finds a way to bring the backup up by itself.
     pub(super) fn restores(&self, id: &str) -> bool {
-        self.plans(Target::Immediate, TimelineChoice::Current, Some(id.to_owned()))
-    }
-
-    fn plans(&self, target: Target, timeline: TimelineChoice, backup: Option<String>) -> bool {
         let request = RecoveryRequest {
             cluster: "main".into(),
-            target,
+            target: Target::Immediate,
             exclusive: false,
-            timeline,
-            backup,
+            timeline: TimelineChoice::Current,
+            backup: Some(id.to_owned()),
             through: vec![],
         };
-        let repository = self.repository();
-        recovery_plan(&request, &[&repository], &Opener::without_identity(), &IndexHandle::absent()).is_ok()
+        let (repository, opener) = (self.repository(), Opener::without_identity());
+        recovery_plan(&request, &[&repository], &opener, &IndexHandle::absent()).is_ok()
     }
 }
 
