@@ -183,13 +183,19 @@ pub fn plan<'r>(request: &Request<'r>) -> Plan<'r> {
     // A pin in one repository protects the backup in all: to write the others may have failed.
     let pins: BTreeSet<String> =
         read.iter().flat_map(|(_, _, systems)| systems).flat_map(|s| s.pins.clone()).collect();
+    let complete: BTreeMap<String, Candidate> = read
+        .iter()
+        .flat_map(|(_, _, systems)| systems)
+        .flat_map(|system| &system.backups)
+        .map(|backup| (backup.span.candidate.id.clone(), backup.span.candidate.clone()))
+        .collect();
     let mut plans: Vec<(RepositoryPlan<'r>, Vec<Inventory>, bool)> = Vec::new();
     for (repository, policy, mut systems) in read {
         for backup in systems.iter_mut().flat_map(|system| &mut system.backups) {
             let candidate = &mut backup.span.candidate;
             candidate.pinned |= pins.contains(&candidate.id);
         }
-        let made = of_repository(request, repository, policy, &systems);
+        let made = of_repository(request, repository, policy, &systems, &complete);
         plans.push((made, systems, policy.is_some()));
     }
     for at in 0..plans.len() {
@@ -234,7 +240,7 @@ pub fn wanted(
         }
     }
     let request = Request { cluster, repositories: Vec::new(), only: None, now, busy: BTreeSet::new() };
-    let made = of_repository(&request, to.0, Some(to.1), &systems);
+    let made = of_repository(&request, to.0, Some(to.1), &systems, &BTreeMap::new());
     Some(move |key: &str| made.systems.iter().all(|system| system.wants(key)))
 }
 
@@ -257,6 +263,7 @@ fn of_repository<'r>(
     repository: &'r Repository,
     policy: Option<Policy>,
     systems: &[Inventory],
+    complete: &BTreeMap<String, Candidate>,
 ) -> RepositoryPlan<'r> {
     let policy_or_none = policy.unwrap_or_default();
     let stored = systems.iter().filter_map(|system| system.newest_stored).max();
@@ -270,6 +277,16 @@ fn of_repository<'r>(
         Some(policy) => decide(&policy, &candidates, reference),
         None => vec![BTreeSet::from([Reason::Last]); candidates.len()],
     };
+    // What another repository holds whole, and this one would keep, is for sync to complete.
+    let mut busy = request.busy.clone();
+    for leftover in systems.iter().flat_map(|system| &system.leftovers) {
+        let Some(candidate) = complete.get(&leftover.id) else { continue };
+        let with_it: Vec<Candidate> = candidates.iter().chain([candidate]).cloned().collect();
+        let kept = decide(&policy_or_none, &with_it, reference);
+        if kept.last().is_some_and(|reasons| !reasons.is_empty()) {
+            busy.insert(leftover.id.clone());
+        }
+    }
     let newest_usable = candidates.iter().filter(|candidate| candidate.usable).max_by_key(|c| c.stop_time);
     let newest = |system: &Inventory| system.newest_stored.max(system.newest_backup);
     let last_active = systems.iter().max_by_key(|system| newest(system)).map(|system| system.sysid);
@@ -281,7 +298,7 @@ fn of_repository<'r>(
         let is_current = last_active == Some(system.sysid)
             || newest_usable.is_some_and(|newest| newest.branch.sysid == system.sysid);
         let moment = Moment { reference, start, is_current };
-        made.push(of_system_plan(request, system, of_system, moment));
+        made.push(of_system_plan(&busy, system, of_system, moment));
     }
     RepositoryPlan {
         name: repository.name().to_owned(),
@@ -294,7 +311,7 @@ fn of_repository<'r>(
 }
 
 fn of_system_plan(
-    request: &Request<'_>,
+    busy: &BTreeSet<String>,
     inventory: &Inventory,
     mut reasons: Vec<BTreeSet<Reason>>,
     moment: Moment,
@@ -323,7 +340,7 @@ fn of_system_plan(
     backups.sort_by(|a, b| (a.stop_time, &a.id).cmp(&(b.stop_time, &b.id)));
     let quiet = moment.reference.checked_sub(GRACE).unwrap_or(Timestamp::MIN);
     let (leftovers, leftovers_kept) = inventory.leftovers.iter().cloned().partition(|leftover| {
-        leftover.newest.is_some_and(|newest| newest <= quiet) && !request.busy.contains(&leftover.id)
+        leftover.newest.is_some_and(|newest| newest <= quiet) && !busy.contains(&leftover.id)
     });
     SystemPlan {
         system_identifier: inventory.sysid,

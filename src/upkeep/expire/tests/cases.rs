@@ -160,6 +160,22 @@ fn leftovers_go_when_they_are_old_and_nobody_works_on_them() {
 }
 
 #[test]
+fn what_another_repository_holds_whole_waits_for_sync_if_it_would_be_kept() {
+    let (primary, replica, ids) = two();
+    for id in [&ids[0], &ids[4]] {
+        primary.store.remove(&format!("{}backup.json", primary.keys.backup(id)));
+    }
+    for number in 50..120 {
+        primary.segment(1, number, time(number.cast_signed()));
+    }
+    let (a, b) = (primary.repository(), repository("replica", Arc::clone(&replica.store) as _));
+    let made = plan(&request(vec![(&a, last(2)), (&b, last(50))], 120));
+    let system = &made.repositories[0].systems[0];
+    assert_eq!(system.leftovers.iter().map(|l| &l.id).collect::<Vec<_>>(), [&ids[0]]);
+    assert_eq!(system.leftovers_kept.iter().map(|l| &l.id).collect::<Vec<_>>(), [&ids[4]]);
+}
+
+#[test]
 fn a_repository_in_which_anything_is_not_understood_is_left_alone() {
     for (what, body) in [("cut", "{\"format\":1"), ("newer", "{\"format\":2}")] {
         let world = World::new();
