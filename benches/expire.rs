@@ -5,7 +5,13 @@
 
 mod rows;
 #[path = "../tests/live/support/s3_store/mod.rs"]
-#[allow(dead_code, unused_imports, clippy::doc_markdown, clippy::needless_pass_by_value)]
+#[allow(
+    dead_code,
+    unused_imports,
+    clippy::wildcard_imports,
+    clippy::doc_markdown,
+    clippy::needless_pass_by_value
+)]
 mod s3_store;
 
 use s3_store::{BUCKET, S3Store};
@@ -82,9 +88,9 @@ fn fill(store: &S3Store) {
         let summary = serde_json::json!({
             "format": 1, "id": id, "cluster": "main", "system_identifier": rows::SYSID, "major_version": 17,
             "server_version": "17.0", "walden_version": "0", "label": "l", "from_standby": false, "timeline": 1,
-            "start_lsn": format!("{:X}/{:X}", first >> 8, (first & 0xff) << 24 | 40),
-            "stop_lsn": format!("{:X}/{:X}", first >> 8, (first & 0xff) << 24 | 4000),
-            "checkpoint_lsn": format!("{:X}/{:X}", first >> 8, (first & 0xff) << 24 | 80),
+            "start_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 40),
+            "stop_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 4000),
+            "checkpoint_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 80),
             "start_time": stop, "stop_time": stop, "next_xid": 7, "wal_segment_size": 16 << 20,
             "data_checksums": true, "encrypted": true, "ending": ".lz4.age", "data_dir": "/d", "size": 1,
             "stored_size": 1, "files": 1, "manifest": object("manifest.jsonl.lz4.age"),

@@ -187,10 +187,13 @@ pub fn decide(policy: &Policy, candidates: &[Candidate], reference: Timestamp) -
     reasons
 }
 
+/// Says in which period a day lies.
+type PeriodOf = fn(Date) -> Reason;
+
 /// Applies the rules that count to `newest_first`.
 fn counted(policy: &Policy, candidates: &[Candidate], newest_first: &[usize]) -> Vec<(usize, Reason)> {
     let day = |time: Timestamp| time.to_zoned(TimeZone::UTC).date();
-    let periods: [(Option<u32>, fn(Date) -> Reason); 4] = [
+    let periods: [(Option<u32>, PeriodOf); 4] = [
         (policy.keep_daily, Reason::Daily),
         (policy.keep_weekly, |day| {
             let week = day.iso_week_date();

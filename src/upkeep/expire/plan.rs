@@ -203,8 +203,12 @@ pub fn plan<'r>(request: &Request<'r>) -> Plan<'r> {
         let (made, systems, _) = &mut plans[at];
         for ((system, inventory), (wal, kept_for)) in made.systems.iter_mut().zip(systems).zip(doomed) {
             let mut kept = Amount::default();
-            inventory.wal.iter().for_each(|object| kept.add(object.object.size));
-            wal.iter().for_each(|object| system.wal_removed.add(object.object.size));
+            for object in &inventory.wal {
+                kept.add(object.object.size);
+            }
+            for object in &wal {
+                system.wal_removed.add(object.object.size);
+            }
             system.wal_kept = Amount {
                 objects: kept.objects - system.wal_removed.objects,
                 bytes: kept.bytes - system.wal_removed.bytes,

@@ -6,7 +6,7 @@ use crate::index::{ArchivedRow, Fingerprint, IndexHandle, RepositoryStamp};
 use crate::kind::Kind;
 use crate::postgres::{ArchiveFileName, SystemIdentifier, TimelineId, WalSegmentName};
 use crate::progress::Progress;
-use crate::repository::pin;
+use crate::repository::{Repository, pin};
 use crate::storage::faulty::{Fault, Faulty};
 use crate::upkeep::expire::{Plan, Request, carry_out, plan, wanted};
 use crate::upkeep::retention::Policy;
@@ -43,7 +43,7 @@ fn segments(world: &World, timeline: u32) -> Vec<u64> {
     (0..200).filter(|number| world.has_segment(timeline, *number)).collect()
 }
 
-fn request<'r>(repositories: Vec<(&'r crate::repository::Repository, Policy)>, hours: i64) -> Request<'r> {
+fn request(repositories: Vec<(&Repository, Policy)>, hours: i64) -> Request<'_> {
     Request {
         cluster: "main",
         repositories: repositories.into_iter().map(|(r, policy)| (r, Some(policy))).collect(),

@@ -140,8 +140,10 @@ impl Past {
         let fork = old.next.saturating_sub(back).max(4) * SIZE.bytes() + 4096;
         let mut ancestors = self.ancestors[&old.timeline].clone();
         ancestors.push((old.timeline, fork));
-        let text: String =
-            ancestors.iter().map(|(parent, lsn)| format!("{parent}\t{}\tx\n", Lsn(*lsn))).collect();
+        let mut text = String::new();
+        for (parent, lsn) in &ancestors {
+            text += &format!("{parent}\t{}\tx\n", Lsn(*lsn));
+        }
         self.world.history(timeline, &text, self.now);
         self.ancestors.insert(timeline, ancestors);
         let new = Server { timeline, next: fork / SIZE.bytes() };
