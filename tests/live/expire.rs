@@ -97,6 +97,10 @@ live_test!(
         let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
         assert_eq!(json["repositories"][0]["systems"][0]["backups"][0]["reasons"][0], "pinned", "{json}");
 
+        let ahead = ["expire", "--dry-run", "--output", "json", "--now", "2090-01-01T00:00:00Z"];
+        let ahead: serde_json::Value = serde_json::from_str(&site.walden.run(&ahead).ok().stdout).expect("JSON");
+        assert_eq!(ahead, json, "a clock that is far ahead changes nothing");
+
         site.walden.run(&["expire"]).ok();
         for repository in ["primary", "replica"] {
             assert_eq!(backups(&site, repository), set(&[first.clone(), third.clone(), fourth.clone()]));

@@ -76,7 +76,11 @@ impl Needs {
         };
         match moment.start {
             Some(start) => needs.for_window(backups, timelines, moment, start),
-            None => needs.for_kept(backups, reasons, timelines, moment.is_current),
+            None => {
+                needs.for_kept(backups, reasons, timelines, moment.is_current);
+                // What lives keeps its newest way in, whatever others have taken since.
+                needs.for_window(backups, timelines, moment, moment.reference);
+            }
         }
         for (backup, reasons) in backups.iter().zip(reasons) {
             if !reasons.is_empty() || needs.anchors.contains(&backup.candidate.id) {

@@ -324,7 +324,7 @@ fn of_system_plan(
     let needs = Needs::new(inventory.size, &spans, &reasons, &inventory.timelines, moment);
     for (span, reasons) in spans.iter().zip(&mut reasons) {
         if needs.anchors.contains(&span.candidate.id) {
-            reasons.insert(Reason::Window);
+            reasons.insert(if moment.start.is_some() { Reason::Window } else { Reason::LastGood });
         }
     }
     let mut backups: Vec<BackupPlan> = inventory

@@ -285,6 +285,22 @@ fn after_an_upgrade_the_old_system_goes_by_and_by_and_never_before_the_new_one_h
 }
 
 #[test]
+fn of_two_that_live_side_by_side_neither_loses_its_last_backup() {
+    let quiet = World::new();
+    let ids = regular(&quiet, 20);
+    let chatty = quiet.upgraded(SystemIdentifier(8));
+    for hour in 20..60 {
+        quiet.segment(1, hour, time(hour.cast_signed()));
+        chatty.segment(1, hour, time(hour.cast_signed()));
+        chatty.backup(1, hour, hour, time(hour.cast_signed()));
+    }
+    quiet.expire(last(2), time(60));
+    assert_eq!(quiet.backups(), BTreeSet::from([ids[1].clone()]));
+    assert_eq!(segments(&quiet, 1), (10..60).collect::<Vec<_>>());
+    assert_eq!(chatty.backups().len(), 2);
+}
+
+#[test]
 fn a_timeline_whose_parent_lives_on_keeps_the_way_in_through_the_parent() {
     let world = World::new();
     let ids = regular(&world, 60);
