@@ -126,6 +126,9 @@ pub struct Archive {
     /// `prefetch = N`: how many segments archive-get keeps ready in the spool in `state_dir` beyond the one that the
     /// server asked for last. 8 unless given, at most 16, and never more than 256 MiB; 0 turns prefetching off.
     pub prefetch: usize,
+    /// `event_rows = N`: from how many rows of one table on a transaction that deletes or updates them is noted as an event.
+    /// 1000 unless given.
+    pub event_rows: u64,
 }
 
 #[derive(Deserialize)]
@@ -161,6 +164,7 @@ struct ArchiveFile {
     deadline: Option<String>,
     look_ahead: Option<usize>,
     prefetch: Option<usize>,
+    event_rows: Option<u64>,
 }
 
 /// A retention as it is written.
@@ -365,7 +369,11 @@ fn parse_archive(file: &ArchiveFile) -> Result<Archive> {
         )));
     }
     let deadline = parse_duration("archive.deadline", file.deadline.as_deref().unwrap_or("2m"))?;
-    Ok(Archive { acknowledge, parallel, deadline, look_ahead, prefetch })
+    let event_rows = file.event_rows.unwrap_or(1000);
+    if event_rows == 0 {
+        return Err(Error::config("archive.event_rows = 0: it is at least 1"));
+    }
+    Ok(Archive { acknowledge, parallel, deadline, look_ahead, prefetch, event_rows })
 }
 
 /// Returns the policy of each repository that has one: its own, as a whole, or else that for all.
@@ -489,6 +497,7 @@ identity_file = "identity.txt"
             ("file:///srv/walden", "s3://acme-wal/prod", "two repositories have the URL"),
             ("[encryption]", "[archive]\nacknowledge = 3\n[encryption]", "acknowledge = 3"),
             ("[encryption]", "[archive]\nprefetch = 17\n[encryption]", "archive.prefetch"),
+            ("[encryption]", "[archive]\nevent_rows = 0\n[encryption]", "archive.event_rows"),
             ("[encryption]", "[archive]\ndeadline = \"soon\"\n[encryption]", "archive.deadline"),
             ("recipients = [\"age1qqqq\"]", "recipients = []", "recipients is empty"),
         ] {

@@ -3,6 +3,8 @@
 //! Lives here: connecting, asking, and the functions that a backup needs. Does not live here: what the answers mean.
 //! Only this file and `storage/s3` know tokio; the runtime is made when a connection is.
 
+mod catalog;
+
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{Lsn, SystemIdentifier};
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ use super::whole;
 use crate::codec::Sealer;
 use crate::index::{Fingerprint, IndexHandle, RepositoryStamp, SegmentFacts};
 use crate::kind::{Error, Kind, Result};
+use crate::postgres::wal::events::{Contribution, EventOptions};
 use crate::postgres::{ArchiveFileName, TimelineId};
 use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, find_contents};
 use std::path::Path;
@@ -38,6 +39,8 @@ pub struct Done {
     pub failed: Vec<(String, Error)>,
     /// What its records tell; none where they were not read.
     pub facts: Option<SegmentFacts>,
+    /// What happened to the data, as far as the file alone tells.
+    pub contribution: Option<Contribution>,
 }
 
 /// What all files of one call share.
@@ -54,6 +57,8 @@ pub struct Batch<'a> {
     pub targets: &'a Targets<'a>,
     /// The index.
     pub index: &'a IndexHandle,
+    /// Which events are looked for.
+    pub events: &'a EventOptions,
     /// What the files that are archived at once may take.
     pub memory: Memory,
     /// Timelines whose history was compared, and the outcome.
@@ -96,7 +101,7 @@ impl Batch<'_> {
         let mut memory = self.memory.take(memory_for(file));
         // What may be archived already is read first, and sealed only if it turns out that it is not.
         let at_once = self.targets.ready.iter().all(|target| target.contents(name).is_empty());
-        let mut outgoing = Outgoing::read(file, self.sealer, at_once, &mut memory)?;
+        let mut outgoing = Outgoing::read(file, self.sealer, at_once, self.events, &mut memory)?;
         let crc = outgoing.crc;
         let mut holding = Vec::new();
         let mut lacking = Vec::new();
@@ -110,6 +115,7 @@ impl Batch<'_> {
                 None => lacking.push(target),
             }
         }
+        let records = outgoing.records.take().filter(|records| records.summary.major_version.is_some());
         let mut done = Done {
             crc,
             fingerprint: file.fingerprint,
@@ -117,7 +123,8 @@ impl Batch<'_> {
             stored_size: None,
             copies: holding.iter().map(|target| target.stamp()).collect(),
             failed: Vec::new(),
-            facts: outgoing.summary.take().and_then(|summary| SegmentFacts::of(&name.to_string(), &summary)),
+            facts: records.as_ref().and_then(|records| SegmentFacts::of(&name.to_string(), &records.summary)),
+            contribution: records.map(|records| records.contribution),
         };
         let mut failed = Vec::new();
         if !lacking.is_empty() {

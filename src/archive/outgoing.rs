@@ -8,8 +8,9 @@ use super::memory::{Memory, Taken};
 use super::source::WalFile;
 use crate::codec::Sealer;
 use crate::kind::{Context, Error, Result};
-use crate::postgres::ArchiveFileName;
+use crate::postgres::wal::events::{Contribution, EventOptions, EventScanner};
 use crate::postgres::wal::{ReaderOptions, SegmentSummary, Summarizer};
+use crate::postgres::{ArchiveFileName, WalSegmentSize};
 use crate::repository::{Outcome, Repository, STREAM_MEMORY, ship, ship_stream};
 use bytes::Bytes;
 use std::io::Write;
@@ -27,10 +28,19 @@ pub struct Outgoing<'m> {
     /// The CRC-32 of the content.
     pub crc: u32,
     /// What a segment's records tell.
-    pub summary: Option<SegmentSummary>,
+    pub records: Option<Records>,
     /// The object, where it was built already.
     object: Option<Bytes>,
     memory: &'m Memory,
+}
+
+/// What a segment's records tell.
+#[derive(Debug)]
+pub struct Records {
+    /// Commits and more.
+    pub summary: SegmentSummary,
+    /// What happened to the data, as far as the segment alone tells.
+    pub contribution: Contribution,
 }
 
 /// Returns how much memory [`Outgoing::read`] and [`Outgoing::ship`] take for a file, in bytes.
@@ -42,18 +52,29 @@ pub fn memory_for(file: &WalFile) -> u64 {
 impl<'m> Outgoing<'m> {
     /// Reads and checks the file; fails when it changed meanwhile. With `at_once` its object is built in the same pass,
     /// if it is to be held in memory at all.
-    pub fn read(file: &mut WalFile, sealer: &Sealer, at_once: bool, taken: &mut Taken<'m>) -> Result<Self> {
+    pub fn read(
+        file: &mut WalFile,
+        sealer: &Sealer,
+        at_once: bool,
+        events: &EventOptions,
+        taken: &mut Taken<'m>,
+    ) -> Result<Self> {
         let size = file.fingerprint.size;
         let mut crc = crc32fast::Hasher::new();
-        let mut records = matches!(file.name, ArchiveFileName::Segment(_))
-            .then(|| Summarizer::new(ReaderOptions::default(), None));
+        let segment = match file.name {
+            ArchiveFileName::Segment(segment) => Some(segment),
+            _ => None,
+        };
+        let mut reader = segment.map(|_| {
+            Summarizer::with_visitor(ReaderOptions::default(), None, EventScanner::new(events.clone()))
+        });
         let seals = at_once && size <= LARGEST_IN_MEMORY;
         let mut writer =
             if seals { Some(sealer.writer_to(taken.memory().buffer(room_for(size)))?) } else { None };
         let stray = file.pass(|piece| {
             crc.update(piece);
-            if let Some(records) = &mut records {
-                records.push(piece);
+            if let Some(reader) = &mut reader {
+                reader.push(piece);
             }
             writer.as_mut().map_or(Ok(()), |writer| writer.write_all(piece).context("compress"))
         })?;
@@ -65,11 +86,15 @@ impl<'m> Outgoing<'m> {
         if let Some(object) = &object {
             taken.shrink_to(object.len() as u64);
         }
-        let summary = records.map(|records| records.finish().0);
-        if let Some(summary) = &summary {
-            warn_of_records(file.name, summary);
+        let mut records = None;
+        if let (Some(reader), Some(segment)) = (reader, segment)
+            && let Ok(size) = WalSegmentSize::new(u32::try_from(size).unwrap_or(0))
+        {
+            let (summary, carry, scanner) = reader.finish();
+            warn_of_records(file.name, &summary);
+            records = Some(Records { summary, contribution: scanner.finish(segment, size, carry) });
         }
-        Ok(Self { crc, summary, object, memory: taken.memory() })
+        Ok(Self { crc, records, object, memory: taken.memory() })
     }
 
     /// Sends the object of the file that was read to every repository in `to` under `key`, as [`ship`] does, and

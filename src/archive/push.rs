@@ -11,10 +11,12 @@ use super::source::{Origin, WalFile};
 use super::targets::{self, Targets};
 use super::{backlog, ready};
 use crate::codec::Sealer;
-use crate::index::{ArchivedRow, IndexHandle, RepositoryStamp};
+use crate::index::{ArchivedRow, IndexHandle, Reading, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
+use crate::postgres::wal::events::EventOptions;
 use crate::postgres::{ArchiveFileName, SystemIdentifier};
 use crate::repository::{ClusterKeys, Repository};
+use crate::upkeep::digest::write_digest;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -34,6 +36,8 @@ pub struct PushOptions {
     pub parallel: usize,
     /// How many waiting files a call may archive besides its own.
     pub look_ahead: usize,
+    /// From how many rows on, per transaction and table, a DELETE or an UPDATE is an event.
+    pub event_rows: u64,
 }
 
 /// How a file came to be archived.
@@ -71,6 +75,7 @@ pub fn push(
     let keys = ClusterKeys::new(&options.cluster, sysid);
     let targets = open_targets(repositories, options, sysid, &names, index)?;
     let memory = Memory::new(MEMORY);
+    let events = index.run(|index| index.event_options(sysid, options.event_rows)).unwrap_or_default();
     let batch = Batch {
         keys,
         pg_wal,
@@ -78,6 +83,7 @@ pub fn push(
         sealer,
         targets: &targets,
         index,
+        events: &events,
         memory,
         histories: Mutex::default(),
     };
@@ -86,7 +92,9 @@ pub fn push(
     for (url, error) in outcomes.iter().flatten().flatten().flat_map(|done| &done.failed) {
         index.run(|index| index.breaker_failed(url, error.message()));
     }
-    record(index, &files, &outcomes, repositories);
+    record(index, &files, &outcomes, repositories, &events);
+    let holding: Vec<&Repository> = targets.ready.iter().map(|target| target.repository).collect();
+    write_digest(&batch.keys, sysid, &holding, sealer, index, false);
     if files.len() == 1 && matches!(outcomes[0], Some(Ok(_))) {
         // Nothing else waits: there is time for what a repository missed while it was down.
         backlog::send_some(&batch.keys, sysid, &targets, index);
@@ -204,6 +212,7 @@ fn record(
     files: &[WalFile],
     outcomes: &[Option<Result<Done>>],
     repositories: &[Repository],
+    events: &EventOptions,
 ) {
     let names: Vec<String> = files.iter().map(|file| file.name.to_string()).collect();
     let rows: Vec<ArchivedRow<'_>> = files
@@ -228,7 +237,17 @@ fn record(
             _ => None,
         })
         .collect();
-    if !rows.is_empty() {
-        index.run(|index| index.record_archived(&rows));
-    }
+    let (Some(own), false) = (files.first(), rows.is_empty()) else { return };
+    let done = || outcomes.iter().map(|outcome| outcome.as_ref().and_then(|outcome| outcome.as_ref().ok()));
+    let reading = Reading {
+        contributions: done().flatten().filter_map(|done| done.contribution.as_ref()).collect(),
+        // What came before was archived before: the server asks for one segment after the other.
+        in_order_up_to: done()
+            .next()
+            .flatten()
+            .and_then(|done| done.contribution.as_ref())
+            .map(|own| (own.timeline(), own.start())),
+        options: events,
+    };
+    index.run(|index| index.record_read(own.sysid, &rows, &reading));
 }

@@ -30,6 +30,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         acknowledge: config.archive.acknowledge.count(repositories.len()),
         parallel: config.archive.parallel,
         look_ahead: config.archive.look_ahead,
+        event_rows: config.archive.event_rows,
     };
     let name = args.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let pushed = push(&args.path, &options, &repositories, &sealer, &index)

@@ -14,6 +14,8 @@ use crate::progress::Progress;
 use crate::repository::backup::new_backup_id;
 use crate::repository::{ClusterKeys, ClusterState, Repository, ask_all};
 use crate::server::Server;
+use crate::upkeep::digest::write_digest;
+use crate::upkeep::names::take_names;
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -120,6 +122,8 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         journal.finish();
     }
     note_bad_pages(&index, &taken);
+    take_names(&server, sysid, &index);
+    write_digest(&keys, sysid, &complete, &sealer, &index, true);
     let pinned =
         if args.keep { super::pin::pin(&repositories, &keys, &taken.summary.id).map(drop) } else { Ok(()) };
     report(args, &taken, &complete, began.elapsed())?;

@@ -8,6 +8,7 @@ mod base_backup;
 mod demo;
 mod events;
 mod expire;
+mod index;
 mod init;
 mod list;
 mod output;
@@ -63,6 +64,7 @@ enum Command {
     Status(status::Args),
     List(list::Args),
     Events(events::Args),
+    Index(index::Args),
     Sync(sync::Args),
     Expire(expire::Args),
     Pin(pin::Args),
@@ -110,6 +112,7 @@ pub fn main() -> u8 {
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
         Command::Events(args) => events::run(global, args),
+        Command::Index(args) => index::run(global, args),
         Command::Sync(args) => sync::run(global, args),
         Command::Expire(args) => expire::run(global, args),
         Command::Pin(args) => pin::run(global, args),

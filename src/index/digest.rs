@@ -230,7 +230,12 @@ mod tests {
             database: 5,
             rows: 0,
             name: String::new(),
-            relations: vec![EventRelation { oid: Some(1), tablespace: 2, filenode: 3, rows: 0 }],
+            relations: vec![EventRelation {
+                oid: Some(1),
+                tablespace: 2,
+                filenode: 3,
+                ..EventRelation::default()
+            }],
             uncertain: true,
         };
         old.record_events(sysid, std::slice::from_ref(&event)).unwrap();

@@ -3,6 +3,7 @@
 use super::facts::lsn_at;
 use super::{Index, sql};
 use crate::kind::Result;
+use crate::postgres::wal::events::{self as wal, Event};
 use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
 use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
@@ -85,17 +86,23 @@ impl FromStr for EventKind {
 }
 
 /// A relation that an event touched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EventRelation {
     /// Its OID, where the log tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oid: Option<u32>,
     /// The OID of its tablespace; 0 where the log does not tell.
     pub tablespace: u32,
-    /// The name of its file, `relfilenode`; 0 where the log does not tell.
+    /// The name of its file, `relfilenode`; 0 where the log does not tell, or it has none.
     pub filenode: u32,
+    /// The name of the new file of a table that was emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_filenode: Option<u32>,
     /// How many rows.
     pub rows: u64,
+    /// Whether the log leaves open that it is no table: names tell.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_be_no_table: bool,
 }
 
 /// One event.
@@ -138,6 +145,45 @@ pub struct EventFilter {
     pub kinds: Vec<EventKind>,
     /// With so many rows at least, of mass changes.
     pub min_rows: u64,
+}
+
+impl EventRow {
+    /// Returns an event of the log as the index keeps it.
+    pub fn of(event: &Event, timeline: TimelineId) -> Self {
+        let relations = event.relations.iter().map(|relation| EventRelation {
+            oid: relation.oid,
+            tablespace: relation.file.tablespace,
+            filenode: relation.file.relation,
+            new_filenode: relation.new_file.map(|file| file.relation),
+            rows: relation.rows,
+            may_be_no_table: relation.may_be_no_table,
+        });
+        let without_file = event.without_file.iter().map(|oid| EventRelation {
+            oid: Some(*oid),
+            may_be_no_table: true,
+            ..EventRelation::default()
+        });
+        Self {
+            timeline,
+            kind: match event.kind {
+                wal::EventKind::DropTable => EventKind::Drop,
+                wal::EventKind::Truncate => EventKind::Truncate,
+                wal::EventKind::Delete => EventKind::Delete,
+                wal::EventKind::Update => EventKind::Update,
+                wal::EventKind::DropDatabase => EventKind::DropDatabase,
+                wal::EventKind::RestorePoint => EventKind::RestorePoint,
+            },
+            time: jiff::Timestamp::from(event.time).as_microsecond(),
+            lsn: event.lsn,
+            end_lsn: event.end_lsn,
+            xid: event.xid,
+            database: event.database,
+            rows: event.rows,
+            name: event.name.clone().unwrap_or_default(),
+            relations: relations.chain(without_file).collect(),
+            uncertain: event.is_uncertain,
+        }
+    }
 }
 
 impl Index {
@@ -241,7 +287,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let index = Index::open(&dir.path().join("i")).unwrap();
         let sysid = SystemIdentifier(u64::MAX);
-        let relation = EventRelation { oid: Some(16_384), tablespace: 1663, filenode: 16_390, rows: 5 };
+        let relation = EventRelation {
+            oid: Some(16_384),
+            tablespace: 1663,
+            filenode: 16_390,
+            rows: 5,
+            ..EventRelation::default()
+        };
         let event = |kind, time: i64, rows| EventRow {
             timeline: TimelineId(1),
             kind,

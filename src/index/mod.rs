@@ -11,9 +11,11 @@ mod digest;
 mod events;
 mod expired;
 mod facts;
+mod listed;
 mod lookup;
 mod names;
 mod operations;
+mod reading;
 mod schema;
 mod wal;
 
@@ -25,8 +27,10 @@ pub use digest::{DigestLine, Undigested};
 pub use events::{EventFilter, EventKind, EventRelation, EventRow};
 pub use expired::Removed;
 pub use facts::{BadWal, KnownCommit, SegmentFacts, TimelineSwitch};
+pub use listed::ListedFile;
 pub use names::{DatabaseName, RelationName};
 pub use operations::Operation;
+pub use reading::Reading;
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};
@@ -60,6 +64,21 @@ impl Index {
         let index = Self { connection };
         index.prepare().map_err(|error| error.context(format!("open index \"{}\"", path.display())))?;
         Ok(index)
+    }
+}
+
+/// Returns whether the file at `path` is damaged: no SQLite database, or one with damaged pages. A file that is locked or of
+/// a newer version is not.
+pub fn is_damaged(path: &Path) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    let check = || -> rusqlite::Result<String> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        connection.busy_timeout(BUSY)?;
+        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+    };
+    match check() {
+        Ok(found) => found != "ok",
+        Err(error) => matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)),
     }
 }
 
@@ -167,5 +186,6 @@ mod tests {
         let other = Connection::open(&locked).unwrap();
         other.execute_batch("BEGIN EXCLUSIVE").unwrap();
         assert!(index.log_start("test", "").is_err());
+        assert!(is_damaged(&garbage) && !is_damaged(&newer) && !is_damaged(&locked));
     }
 }

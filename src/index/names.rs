@@ -30,6 +30,7 @@ CREATE TABLE relation_name (
     digested   INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (sysid, database, oid, tablespace, filenode, name)
 ) WITHOUT ROWID;
+CREATE INDEX relation_catalog ON relation_name (sysid) WHERE oid < 16384;
 CREATE INDEX relation_file ON relation_name (sysid, database, filenode);
 ";
 
@@ -174,6 +175,20 @@ impl Index {
             "filenode = ?4 AND tablespace = ?5",
             params![sysid.to_string(), database, time, filenode, tablespace],
         )
+    }
+
+    /// Returns database (0 for a shared one), OID and file of the system catalogs whose file is not the one that initdb made.
+    pub fn moved_catalogs(&self, sysid: SystemIdentifier) -> Result<Vec<(u32, u32, u32)>> {
+        let read = || -> rusqlite::Result<Vec<(u32, u32, u32)>> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT database, oid, filenode FROM relation_name INDEXED BY relation_catalog
+                 WHERE sysid = ? AND oid < 16384",
+            )?;
+            let rows = statement
+                .query_map([sysid.to_string()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            rows.collect()
+        };
+        sql(read(), "look for system catalogs")
     }
 
     fn relation(&self, which: &str, key: &[&dyn rusqlite::ToSql]) -> Result<Option<RelationName>> {

@@ -17,6 +17,7 @@ const VERSIONS: &[&str] = &[
     super::facts::COLUMNS,
     super::events::SCHEMA,
     super::names::SCHEMA,
+    super::reading::SCHEMA,
 ];
 
 const ARCHIVED: &str = "

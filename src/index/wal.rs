@@ -112,15 +112,20 @@ impl Index {
     pub fn record_archived(&self, rows: &[ArchivedRow<'_>]) -> Result<()> {
         let write = || -> rusqlite::Result<()> {
             let transaction = self.connection.unchecked_transaction()?;
-            for row in rows {
-                self.record_one(row)?;
-                for url in &row.lacking {
-                    self.add_to_backlog(row, url)?;
-                }
-            }
+            self.insert_archived(rows)?;
             transaction.commit()
         };
         sql(write(), "record archived WAL")
+    }
+
+    pub(super) fn insert_archived(&self, rows: &[ArchivedRow<'_>]) -> rusqlite::Result<()> {
+        for row in rows {
+            self.record_one(row)?;
+            for url in &row.lacking {
+                self.add_to_backlog(row, url)?;
+            }
+        }
+        Ok(())
     }
 
     fn record_one(&self, row: &ArchivedRow<'_>) -> rusqlite::Result<()> {
@@ -198,7 +203,7 @@ impl Index {
         sql(write(), "record a copy")
     }
 
-    fn repository_id(&self, stamp: &RepositoryStamp) -> rusqlite::Result<i64> {
+    pub(super) fn repository_id(&self, stamp: &RepositoryStamp) -> rusqlite::Result<i64> {
         let known = self
             .connection
             .prepare_cached("SELECT id FROM repository WHERE url = ? AND cluster_id = ?")?

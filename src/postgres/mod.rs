@@ -10,6 +10,7 @@
 mod archive_file;
 mod backup_label;
 mod bytes;
+mod catalog;
 mod control_file;
 mod error;
 mod lsn;
@@ -25,6 +26,7 @@ mod wal_segment;
 
 pub use archive_file::ArchiveFileName;
 pub use backup_label::BackupLabel;
+pub use catalog::{Catalog, CatalogRelation, RelationKind};
 pub use control_file::{ClusterState, ControlFile};
 pub use error::ParseError;
 pub use lsn::Lsn;

@@ -1,6 +1,6 @@
 //! When did it happen? Destructive events and restore points, with names, from the index.
 
-use crate::index::{EventFilter, EventKind, EventRelation, EventRow, Index};
+use crate::index::{EventFilter, EventKind, EventRelation, EventRow, Index, RelationName};
 use crate::kind::Result;
 use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
 use jiff::Timestamp;
@@ -118,30 +118,49 @@ pub fn events(
 /// Returns the tables of an event; none where all its relations are known to be something else.
 fn tables(index: &Index, sysid: SystemIdentifier, row: &EventRow) -> Result<Option<Vec<TableReport>>> {
     let mut found = Vec::new();
+    let mut doubtful = Vec::new();
     for relation in &row.relations {
-        let known = match relation.oid {
-            Some(oid) => index.relation_by_oid(sysid, row.database, oid, row.time)?,
-            None => index.relation_by_file(
-                sysid,
-                row.database,
-                relation.tablespace,
-                relation.filenode,
-                row.time,
-            )?,
-        };
+        let known = name_of(index, sysid, row, relation)?;
         // Tables, partitioned tables, materialized views, foreign tables.
         if known.as_ref().is_some_and(|known| !['r', 'p', 'm', 'f'].contains(&known.kind)) {
             continue;
         }
         let EventRelation { tablespace, filenode, rows, .. } = *relation;
-        found.push(TableReport {
+        let list = if known.is_none() && relation.may_be_no_table { &mut doubtful } else { &mut found };
+        list.push(TableReport {
             oid: relation.oid.or(known.as_ref().map(|known| known.oid)),
             name: known.map(|known| known.name),
             file: (filenode != 0).then(|| format!("{tablespace}/{}/{filenode}", row.database)),
             rows,
         });
     }
+    // Nothing is known for certain: rather an index too many than a table too few.
+    if found.is_empty() {
+        found = doubtful;
+    }
     Ok((row.relations.is_empty() || !found.is_empty()).then_some(found))
+}
+
+fn name_of(
+    index: &Index,
+    sysid: SystemIdentifier,
+    row: &EventRow,
+    relation: &EventRelation,
+) -> Result<Option<RelationName>> {
+    if let Some(oid) = relation.oid
+        && let Some(known) = index.relation_by_oid(sysid, row.database, oid, row.time)?
+    {
+        return Ok(Some(known));
+    }
+    for filenode in
+        [Some(relation.filenode), relation.new_filenode].into_iter().flatten().filter(|file| *file != 0)
+    {
+        let known = index.relation_by_file(sysid, row.database, relation.tablespace, filenode, row.time)?;
+        if known.is_some() {
+            return Ok(known);
+        }
+    }
+    Ok(None)
 }
 
 fn touches(event: &EventReport, wanted: &str) -> bool {
@@ -181,7 +200,13 @@ mod tests {
                 &[relation(10, 'r', "public.orders"), relation(11, 'i', "public.orders_pkey")],
             )
             .unwrap();
-        let touched = |oid, filenode| EventRelation { oid, tablespace: 1663, filenode, rows: 0 };
+        let touched = |oid, filenode| EventRelation {
+            oid,
+            tablespace: 1663,
+            filenode,
+            may_be_no_table: oid == Some(98),
+            ..EventRelation::default()
+        };
         let event = |kind, time: i64, relations: &[EventRelation]| EventRow {
             timeline: TimelineId(1),
             kind,
@@ -199,7 +224,8 @@ mod tests {
             event(EventKind::Drop, 100, &[touched(Some(10), 0), touched(Some(11), 0)]),
             event(EventKind::Delete, 200, &[touched(None, 1010)]),
             event(EventKind::Drop, 300, &[touched(None, 1011)]),
-            event(EventKind::Truncate, 400, &[touched(Some(99), 0)]),
+            event(EventKind::Truncate, 400, &[touched(Some(98), 0), touched(Some(99), 0)]),
+            event(EventKind::Drop, 500, &[touched(Some(98), 0)]),
         ];
         index.record_events(sysid, &all).unwrap();
         let found = |table: Option<&str>| {
@@ -213,8 +239,13 @@ mod tests {
         };
         assert_eq!(
             found(None),
-            ["drop public.orders", "delete public.orders", "truncate table with OID 99"],
-            "a dropped index is no event"
+            [
+                "drop public.orders",
+                "delete public.orders",
+                "truncate table with OID 99",
+                "drop table with OID 98"
+            ],
+            "a dropped index is no event, and what may be one is shown where there is nothing else"
         );
         for name in ["orders", "public.orders", "app.public.orders", "10"] {
             assert_eq!(found(Some(name)), ["drop public.orders", "delete public.orders"], "{name}");

@@ -148,6 +148,7 @@ impl Site {
             acknowledge: self.acknowledge,
             parallel: 2,
             look_ahead: 8,
+            event_rows: 1000,
         }
     }
 

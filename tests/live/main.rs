@@ -12,6 +12,7 @@ mod cli;
 mod crash;
 mod demo;
 mod doubt;
+mod events;
 mod expire;
 mod histories;
 mod init;

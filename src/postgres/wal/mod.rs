@@ -5,6 +5,7 @@
 //!   checksums; `outcome`: how it ended; `stop`: why it stopped early.
 //! - `carry`: what it hands from one segment to the next.
 //! - `record`: a record and its block references, and `transaction`, `xlog`: what some records say.
+//! - `events`: what happened to the data, out of the records of many segments.
 //! - `summary`: what Walden notes down about every segment that it archives.
 //!
 //! The reader checks what the server checks when it replays (`xlogreader.c`): page addresses, lengths, the link to
@@ -13,6 +14,7 @@
 
 mod carry;
 mod crc;
+pub mod events;
 mod outcome;
 mod page;
 mod reader;

@@ -297,11 +297,14 @@ impl RecordReader {
                 self.pending = Pending::None;
                 self.complete(lsn + next as u64, visitor)?;
             }
-        } else if left == 0 {
-            self.pending = Pending::None;
-            self.valid_end = lsn + next as u64;
         } else {
-            self.pending = Pending::Skip(left);
+            visitor.skip(&page[len..len + here]);
+            if left == 0 {
+                self.pending = Pending::None;
+                self.valid_end = lsn + next as u64;
+            } else {
+                self.pending = Pending::Skip(left);
+            }
         }
         (left == 0).then_some(next)
     }

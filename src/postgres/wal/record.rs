@@ -96,7 +96,7 @@ pub struct RelFileLocator {
 }
 
 impl RelFileLocator {
-    pub(super) fn read(bytes: &[u8; 12]) -> Self {
+    pub(in crate::postgres::wal) fn read(bytes: &[u8; 12]) -> Self {
         Self { tablespace: u32_in(bytes, 0), database: u32_in(bytes, 4), relation: u32_in(bytes, 8) }
     }
 }
@@ -146,6 +146,18 @@ impl<'a> Record<'a> {
             return None;
         }
         Some(self.body.get(start..).unwrap_or_default())
+    }
+
+    /// Returns the data that the record holds for its first block; `None` if it holds the page instead, or if the
+    /// body cannot be understood.
+    pub(super) fn first_block_data(&self) -> Option<&'a [u8]> {
+        let mut headers = self.block_references();
+        let first = headers.next()?;
+        headers.by_ref().for_each(drop);
+        if first.has_image || headers.is_broken() {
+            return None;
+        }
+        self.body.get(headers.at..)?.get(..usize::from(first.data_len))
     }
 
     /// Returns the blocks that the record changes. After the last, [`BlockReferences::is_broken`] tells whether it

@@ -30,6 +30,8 @@ pub struct TransactionEnd<'a> {
     pub is_complete: bool,
     subxids: &'a [u8],
     dropped: &'a [u8],
+    statistics: &'a [u8],
+    statistics_len: usize,
 }
 
 /// Bits of a record's `info`.
@@ -61,6 +63,8 @@ impl<'a> TransactionEnd<'a> {
             is_complete: false,
             subxids: &[],
             dropped: &[],
+            statistics: &[],
+            statistics_len: if record.major_version >= 18 { 16 } else { 12 },
         };
         end.is_complete = record.info & HAS_INFO == 0 || end.details(fields, record.major_version).is_some();
         Some(end)
@@ -75,6 +79,14 @@ impl<'a> TransactionEnd<'a> {
     /// that were given new files. An aborted transaction removes those that it had made.
     pub fn dropped_relations(&self) -> impl ExactSizeIterator<Item = RelFileLocator> + use<'a> {
         self.dropped.as_chunks::<12>().0.iter().map(RelFileLocator::read)
+    }
+
+    /// Returns the OIDs of the relations whose statistics it removes, in the order in which they were dropped: all
+    /// relations that are no more, with or without a file, and temporary ones too (15 and later).
+    pub fn dropped_statistics(&self) -> impl Iterator<Item = u32> + use<'a> {
+        const RELATION: u32 = 2;
+        let items = self.statistics.chunks_exact(self.statistics_len);
+        items.filter(|item| u32_at(item, 0) == Some(RELATION)).filter_map(|item| u32_at(item, 8))
     }
 
     /// Reads what follows the time, in the order of `ParseCommitRecord` and `ParseAbortRecord`.
@@ -97,7 +109,7 @@ impl<'a> TransactionEnd<'a> {
             self.dropped = fields.take_list(12)?;
         }
         if present & DROPPED_STATISTICS != 0 && major_version >= 15 {
-            fields.take_list(if major_version >= 18 { 16 } else { 12 })?;
+            self.statistics = fields.take_list(self.statistics_len)?;
         }
         if present & INVALIDATIONS != 0 {
             fields.take_list(16)?;

@@ -13,6 +13,11 @@ pub trait RecordVisitor {
         let _ = (rmid, info);
         true
     }
+
+    /// Takes bytes of a record that began in the segment before, of which nothing else is at hand.
+    fn skip(&mut self, bytes: &[u8]) {
+        let _ = bytes;
+    }
 }
 
 impl<F: FnMut(&Record<'_>)> RecordVisitor for F {
@@ -48,5 +53,10 @@ impl<A: RecordVisitor, B: RecordVisitor> RecordVisitor for Both<A, B> {
 
     fn wants(&self, rmid: u8, info: u8) -> bool {
         self.0.wants(rmid, info) || self.1.wants(rmid, info)
+    }
+
+    fn skip(&mut self, bytes: &[u8]) {
+        self.0.skip(bytes);
+        self.1.skip(bytes);
     }
 }

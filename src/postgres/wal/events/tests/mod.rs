@@ -1,0 +1,1 @@
+//! Tests of what transactions come to, on records made here. The live tests have records of real servers.
