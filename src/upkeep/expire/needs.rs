@@ -145,6 +145,17 @@ impl Needs {
             if !seen.insert((timeline, before)) {
                 continue;
             }
+            // Of those that ended in the segment of the fork it is not known on which side of it.
+            let at_fork = backups.iter().filter(|backup| {
+                let candidate = &backup.candidate;
+                candidate.branch.timeline == timeline
+                    && candidate.stop_time <= start
+                    && Some(backup.last) == before
+            });
+            for backup in at_fork {
+                self.anchors.insert(backup.candidate.id.clone());
+                self.cut_at(backup);
+            }
             // One that is not usable may be mended by sync: it stays, and so does the one before it.
             let mended = anchor(backups, timeline, start, before, |_| true);
             self.anchors.extend(mended.map(|backup| backup.candidate.id.clone()));

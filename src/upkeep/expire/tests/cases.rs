@@ -285,6 +285,25 @@ fn after_an_upgrade_the_old_system_goes_by_and_by_and_never_before_the_new_one_h
 }
 
 #[test]
+fn a_backup_that_ended_in_the_segment_of_a_fork_is_a_way_in_for_the_child() {
+    let world = World::new();
+    for number in 0..12 {
+        world.segment(1, number, time(number.cast_signed()));
+    }
+    let before = world.backup(1, 2, 4, time(5));
+    let after = world.backup(1, 8, 9, time(10));
+    // The fork lies behind the end of the first backup, in the same segment.
+    world.history(2, &format!("1\t{}\tx\n", crate::postgres::Lsn(4 * SIZE.bytes() + 4096)), time(12));
+    for number in 4..80 {
+        world.segment(2, number, time(number.cast_signed() + 8));
+    }
+    assert!(world.reaches(2, 70 * SIZE.bytes()));
+    world.expire(with_window(last(1), 10), time(90));
+    assert_eq!(world.backups(), BTreeSet::from([before, after]));
+    assert!(world.reaches(2, 70 * SIZE.bytes()));
+}
+
+#[test]
 fn of_two_that_live_side_by_side_neither_loses_its_last_backup() {
     let quiet = World::new();
     let ids = regular(&quiet, 20);
