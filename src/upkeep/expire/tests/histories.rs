@@ -194,7 +194,7 @@ impl Past {
 
 /// Returns how many histories are tried; many with `WALDEN_SOAK=1`.
 fn cases() -> u32 {
-    if std::env::var_os("WALDEN_SOAK").is_some_and(|value| value == "1") { 2000 } else { 150 }
+    if std::env::var_os("WALDEN_SOAK").is_some_and(|value| value == "1") { 800 } else { 150 }
 }
 
 proptest! {
