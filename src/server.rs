@@ -180,6 +180,15 @@ impl Server {
         Ok(self.query_one_text("select pg_is_in_recovery()")? == "t")
     }
 
+    /// Returns how far WAL has come: on a primary where the next record goes, on a standby how far it is replayed. No page on
+    /// disk is newer.
+    pub fn wal_position(&mut self) -> Result<Lsn> {
+        let text = self.query_one_text(
+            "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end",
+        )?;
+        text.parse().kind(Kind::Server, "WAL position of the server")
+    }
+
     /// Returns the cluster's system identifier.
     pub fn system_identifier(&mut self) -> Result<SystemIdentifier> {
         // The column is a signed bigint: identifiers from 2038 onward come out negative.

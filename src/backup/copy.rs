@@ -8,6 +8,7 @@ use super::plan::{self, First, Layout, Limits, Piece};
 use super::record::Recorder;
 use super::resume::Paths;
 use crate::kind::{Error, Result};
+use crate::postgres::Lsn;
 use crate::repository::backup::StoredObject;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
@@ -94,14 +95,14 @@ impl<'a> Copy<'a> {
     }
 
     /// Stores everything that a walk through `tree` finds and that is not in `present`, with so many workers. Calls
-    /// `heartbeat` now and then; its failure ends the copy.
+    /// `heartbeat` now and then; its failure ends the copy, and it returns how far WAL has come.
     pub fn files(
         &mut self,
         tree: &Tree,
         workers: usize,
         present: &Paths,
         first_item: u64,
-        heartbeat: &mut dyn FnMut() -> Result<()>,
+        heartbeat: &mut dyn FnMut() -> Result<Lsn>,
     ) -> Result<()> {
         let first = First { piece: self.account.pieces.len() as u32, item: first_item };
         let (plan, planned) = mpsc::sync_channel::<Piece>(1);
@@ -182,7 +183,7 @@ impl Account<'_> {
     fn keep(
         &mut self,
         stored: &Receiver<Result<Stored>>,
-        heartbeat: &mut dyn FnMut() -> Result<()>,
+        heartbeat: &mut dyn FnMut() -> Result<Lsn>,
     ) -> Result<()> {
         let mut last_beat = Instant::now();
         loop {
@@ -192,7 +193,7 @@ impl Account<'_> {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             if last_beat.elapsed() >= HEARTBEAT {
-                heartbeat()?;
+                self.recorder.settle_up_to(heartbeat()?)?;
                 last_beat = Instant::now();
             }
         }

@@ -23,6 +23,17 @@ const POLL: Duration = Duration::from_millis(200);
 /// How often it is said what is waited for.
 const REPORT: Duration = Duration::from_secs(10);
 
+/// Where a backup is complete.
+#[derive(Debug)]
+pub struct Completed<'r> {
+    /// The repositories that hold it.
+    pub repositories: Vec<&'r Repository>,
+    /// The others, and why it is not complete there.
+    pub failed: Vec<(&'r Repository, Error)>,
+    /// How long its WAL was waited for.
+    pub waited: Duration,
+}
+
 /// The repositories that a backup goes to.
 #[derive(Debug)]
 pub struct Destinations<'r> {
@@ -74,15 +85,11 @@ impl<'r> Destinations<'r> {
     }
 
     /// Waits until the WAL that the backup needs is in each repository, copying what one has and another lacks, and
-    /// then writes `backup.json` there. Returns the repositories in which the backup is complete, and why it is not
-    /// in the others. `limit` bounds the wait. Fails when it is complete nowhere.
-    #[allow(clippy::type_complexity, reason = "two lists, named right here")]
-    pub fn complete(
-        &self,
-        summary: &BackupSummary,
-        limit: Duration,
-    ) -> Result<(Vec<&'r Repository>, Vec<(&'r Repository, Error)>)> {
+    /// then writes `backup.json` there. `limit` bounds the wait. Fails when the backup is complete nowhere.
+    pub fn complete(&self, summary: &BackupSummary, limit: Duration) -> Result<Completed<'r>> {
+        let began = Instant::now();
         self.wait_for_wal(summary, limit);
+        let waited = began.elapsed();
         if self.continued.load(Ordering::Relaxed) {
             // What an earlier attempt had sent when it was killed may have arrived since.
             let keep = summary.objects().map(|object| object.name.as_str()).collect();
@@ -97,12 +104,12 @@ impl<'r> Destinations<'r> {
         }
         let text = Bytes::from(serde_json::to_vec_pretty(summary).context("write backup.json")?);
         self.ship(SUMMARY_NAME, &text);
-        let complete = self.left();
-        if complete.is_empty() {
+        let repositories = self.left();
+        if repositories.is_empty() {
             return Err(self.first_failure());
         }
         let failed = std::mem::take(&mut *self.failed.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok((complete, failed))
+        Ok(Completed { repositories, failed, waited })
     }
 
     fn wait_for_wal(&self, summary: &BackupSummary, limit: Duration) {
@@ -248,7 +255,8 @@ impl Sink for Destinations<'_> {
         let mut held = Vec::new();
         for repository in &left {
             // Where the rest cannot be removed, restoring by hand would take it along.
-            remove_leftovers(repository, &self.keys, &self.id, &keep)?;
+            remove_leftovers(repository, &self.keys, &self.id, &keep)
+                .map_err(|error| error.with_hint("without --resume a backup begins anew"))?;
             let found = list_backup_objects(repository, &self.keys, &self.id)
                 .map_err(|error| repository.error("list", &error))?;
             held.push(found.into_iter().map(|object| object.key).collect::<BTreeSet<String>>());

@@ -6,7 +6,7 @@
 //! PostgreSQL's own manifest; `config_files` and `conf` take along configuration from outside the data directory;
 //! `relations` finds out whose bad pages are.
 //!
-//! `destinations` sends the objects to every repository, waits for the WAL that the backup needs and writes `backup.json`,
+//! `archiving` finds out whether WAL is archived, and `histories` archives what was missed of them. `destinations` sends the objects to every repository, waits for the WAL that the backup needs and writes `backup.json`,
 //! which makes the objects a backup; `space` asks beforehand whether they fit. What becomes of a backup that breaks off:
 //! `journal` keeps what is stored of it, `resume` goes on with it, where `unchanged` finds its files as they were, and
 //! `leftovers` removes it.
@@ -17,6 +17,7 @@ mod config_files;
 mod copy;
 mod destinations;
 mod files;
+mod histories;
 mod journal;
 pub mod leftovers;
 mod manifest;
@@ -33,7 +34,9 @@ mod tar_stream;
 mod throttle;
 mod unchanged;
 
-pub use destinations::Destinations;
+pub use archiving::check_arrival;
+pub use destinations::{Completed, Destinations};
+pub use histories::fill_up as fill_up_histories;
 pub use journal::{BrokenOff, Head, Journal, Journals};
 pub use preflight::{Preflight, preflight, read_control_file};
 pub use space::check as check_space;
@@ -296,10 +299,14 @@ impl Backup<'_> {
         Ok((kept, paths))
     }
 
-    /// Looks whether the server is still there, and still what it was.
-    fn check_alive(&self, server: &mut Server) -> Result<()> {
+    /// Looks whether the server is still there, and still what it was. Returns how far its WAL has come.
+    fn check_alive(&self, server: &mut Server) -> Result<Lsn> {
         let in_recovery = server.is_in_recovery()?;
-        if self.preflight.from_standby && !in_recovery { Err(preflight::promoted()) } else { Ok(()) }
+        if self.preflight.from_standby && !in_recovery {
+            Err(preflight::promoted())
+        } else {
+            server.wal_position()
+        }
     }
 
     /// Finds out whose bad pages are, warns of them, and writes them into the manifest.

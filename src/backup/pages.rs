@@ -55,6 +55,11 @@ impl Findings {
         self.keep_newest();
     }
 
+    /// Returns whether all pages are good, given that WAL has come as far as `position`.
+    pub fn is_good(&self, position: Lsn) -> bool {
+        self.bad.count == 0 && self.newer.iter().all(|(lsn, _)| *lsn <= position)
+    }
+
     /// Returns the bad pages, now that it is known where the backup ends; none if all are good.
     pub fn settle(mut self, stop_lsn: Lsn) -> Option<BadPages> {
         let mut forged: Vec<u32> =

@@ -1,8 +1,9 @@
 //! What must be true before a backup begins: the right server, a version that is known, rights, a directory that can
 //! be read, WAL that is archived. And what must still be true when it has ended.
 
+use super::BackupOptions;
+use super::archiving::{self, LastArchived};
 use super::files::{CONTROL_FILE, Tree};
-use super::{BackupOptions, archiving};
 use crate::durable::at;
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{BackupLabel, ControlFile, ParseError};
@@ -37,6 +38,8 @@ pub struct Preflight {
     pub settings: BTreeMap<String, String>,
     /// About how many bytes of files there are.
     pub size: u64,
+    /// What the server archived last, if that was under its present configuration.
+    pub last_archived: Option<LastArchived>,
 }
 
 impl Preflight {
@@ -108,11 +111,17 @@ pub fn preflight(options: &BackupOptions, server: &mut Server) -> Result<Preflig
     let from_standby = server.is_in_recovery()?;
     // A standby leaves archiving to its primary, and the server itself sees to the rest: it refuses to begin or end a
     // backup over WAL that was written with full_page_writes off (`do_pg_backup_start`, `do_pg_backup_stop`).
-    if !from_standby {
-        archiving::check(server)?;
-    }
-    let mut preflight =
-        Preflight { data_dir, control, server_version, major_version, from_standby, settings, size: 0 };
+    let last_archived = if from_standby { None } else { archiving::check(server, &data_dir)? };
+    let mut preflight = Preflight {
+        data_dir,
+        control,
+        server_version,
+        major_version,
+        from_standby,
+        settings,
+        size: 0,
+        last_archived,
+    };
     preflight.size = preflight.tree()?.estimate()?;
     Ok(preflight)
 }

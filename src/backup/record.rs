@@ -157,6 +157,19 @@ impl Recorder {
         self.lines.write_all(b"\n").context("write manifest")
     }
 
+    /// Decides about pages that waited for the backup's end where WAL has come past them already: of very many files that
+    /// change, few wait at any time.
+    pub fn settle_up_to(&mut self, position: Lsn) -> Result<()> {
+        for (line, relation, findings) in std::mem::take(&mut self.held) {
+            if findings.is_good(position) {
+                self.write(&line)?;
+            } else {
+                self.held.push((line, relation, findings));
+            }
+        }
+        Ok(())
+    }
+
     /// Decides about the pages that waited for the backup's end, and returns the files that have bad ones.
     pub fn settle(&mut self, stop_lsn: Lsn) -> Result<Vec<BadFile>> {
         if !self.parts.incomplete.is_empty() {
@@ -195,5 +208,61 @@ impl Recorder {
     /// Returns a reader over the text of the lines.
     pub fn text(&mut self) -> Result<impl Read + '_> {
         self.lines.rewind()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::plan::{Content, Item};
+    use crate::backup::tar_stream::Attributes;
+    use crate::repository::backup::BadPages;
+    use std::sync::Arc;
+
+    fn part(name: &str, newer: &[u64], bad: u64) -> PartDone {
+        let bad = BadPages { count: bad, ..BadPages::default() };
+        let newer = newer.iter().map(|&lsn| (Lsn(lsn), 1)).collect();
+        let attributes = Attributes { mode: 0o600, mtime: 0, uid: 0, gid: 0 };
+        let item = Item {
+            number: 0,
+            path: name.into(),
+            directory: false,
+            attributes,
+            size: 8192,
+            relation: None,
+            identity: None,
+            content: Content::Empty,
+        };
+        PartDone {
+            item: Arc::new(item),
+            extent: None,
+            index: 0,
+            last: true,
+            findings: Findings { bad, newer },
+        }
+    }
+
+    #[test]
+    fn files_wait_only_as_long_as_their_pages_may_be_from_beyond_the_stop() {
+        let mut recorder = Recorder::new(Path::new("/tmp"));
+        for part in
+            [part("old", &[], 0), part("new", &[10, 20], 0), part("forged", &[900], 0), part("bad", &[10], 1)]
+        {
+            recorder.add(part).unwrap();
+        }
+        let written = |recorder: &mut Recorder| {
+            recorder.lines().unwrap().map(|line| line.unwrap().path.display().to_string()).collect::<Vec<_>>()
+        };
+        recorder.settle_up_to(Lsn(19)).unwrap();
+        assert_eq!(written(&mut recorder), ["old"]);
+        recorder.settle_up_to(Lsn(20)).unwrap();
+        assert_eq!(written(&mut recorder), ["old", "new"]);
+        assert_eq!(recorder.held.len(), 2);
+        let bad = recorder.settle(Lsn(30)).unwrap();
+        assert_eq!(
+            bad.iter().map(|bad| bad.line.path.display().to_string()).collect::<Vec<_>>(),
+            ["forged", "bad"]
+        );
+        assert_eq!((recorder.files, recorder.bad_pages), (4, 2));
     }
 }

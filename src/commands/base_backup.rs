@@ -3,8 +3,8 @@
 use super::output::{Format, bytes, json};
 use super::{Global, setup};
 use crate::backup::{
-    Attempt, BackupOptions, BrokenOff, Destinations, Head, Journal, Journals, Preflight, Taken, check_space,
-    leftovers, preflight, run as run_backup,
+    Attempt, BackupOptions, BrokenOff, Completed, Destinations, Head, Journal, Journals, Preflight, Taken,
+    check_arrival, check_space, fill_up_histories, leftovers, preflight, run as run_backup,
 };
 use crate::config::{Config, Encryption};
 use crate::index::{BadPagesRow, IndexHandle};
@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 
 /// The label of a backup that is given none.
 const LABEL: &str = "walden";
+
+/// A wait for WAL that is longer is told to people.
+const WAIT_WORTH_SAYING: Duration = Duration::from_secs(1);
 
 /// Take a base backup of the local data directory
 ///
@@ -96,7 +99,11 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let mut options = options(args, &config);
     let found = preflight(&options, &mut server)?;
     let keys = ClusterKeys::new(&config.cluster, sysid);
+    if failed.is_empty() {
+        check_arrival(&ready, &keys, &found)?;
+    }
     let ready = with_space(ready, &mut failed, &keys, &found)?;
+    fill_up_histories(&found.data_dir, &keys, &ready, &sealer);
 
     let mut attempt = prepare(args, &config, &found, &ready, &keys, failed.is_empty(), &mut options);
     let destinations = Destinations::new(keys.clone(), &options.id, ready, failed);
@@ -107,11 +114,11 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         let taken =
             run_backup(&options, found, &mut server, &sealer, &destinations, &progress, &mut attempt)?;
         progress.set_phase("wait for WAL");
-        let (complete, failed) = destinations.complete(&taken.summary, args.wait)?;
-        Ok((taken, complete, failed))
+        let completed = destinations.complete(&taken.summary, args.wait)?;
+        Ok((taken, completed))
     });
     index.log_end(operation, &result);
-    let (taken, complete, failed) = match result {
+    let (taken, completed) = match result {
         Ok(done) => done,
         Err(error) if attempt.journal.is_some() => {
             return Err(error.with_hint("walden base-backup --resume goes on where this one broke off"));
@@ -123,12 +130,12 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     }
     note_bad_pages(&index, &taken);
     take_names(&server, sysid, &index);
-    write_digest(&keys, sysid, &complete, &sealer, &index, true);
+    write_digest(&keys, sysid, &completed.repositories, &sealer, &index, true);
     let pinned =
         if args.keep { super::pin::pin(&repositories, &keys, &taken.summary.id).map(drop) } else { Ok(()) };
-    report(args, &taken, &complete, began.elapsed())?;
+    report(args, &taken, &completed, began.elapsed())?;
     let id = &taken.summary.id;
-    if let Some((repository, error)) = failed.into_iter().next() {
+    if let Some((repository, error)) = completed.failed.into_iter().next() {
         return Err(error
             .context(format!("backup {id} is complete, but not in repository \"{}\"", repository.name()))
             .with_hint("the next backup goes there again"));
@@ -268,6 +275,10 @@ fn newest(
         return Err(format!("{reason} (backup {})", old.id));
     }
     for repository in ready {
+        // What is not kept must be removed. There is no object of this name; who may not delete is told so all the same.
+        let nothing = format!("{}data/none", keys.backup(&old.id));
+        let may_delete = repository.storage().delete(&nothing, &repository.deadline());
+        may_delete.map_err(|error| repository.error("remove objects from", &error).message().to_owned())?;
         // It would bear an earlier time than the other; or be that one itself.
         let known = crate::repository::list_backups(repository, keys).map_err(|error| error.to_string())?;
         if known.iter().any(|id| *id >= old.id) {
@@ -356,15 +367,16 @@ fn ready<'r>(
     }
 }
 
-fn report(args: &Args, taken: &Taken, complete: &[&Repository], elapsed: Duration) -> Result<()> {
+fn report(args: &Args, taken: &Taken, completed: &Completed<'_>, elapsed: Duration) -> Result<()> {
     let summary = &taken.summary;
-    let names: Vec<&str> = complete.iter().map(|repository| repository.name()).collect();
+    let names: Vec<&str> = completed.repositories.iter().map(|repository| repository.name()).collect();
     if args.output == Format::Json {
         let mut value = serde_json::to_value(summary).unwrap_or_default();
         if let Some(object) = value.as_object_mut() {
             object.remove("pieces");
             object.insert("repositories".into(), names.into());
             object.insert("reused".into(), taken.reused.into());
+            object.insert("wal_wait_seconds".into(), completed.waited.as_secs_f64().into());
             object.insert("bad_files".into(), serde_json::to_value(&taken.bad_files).unwrap_or_default());
         }
         return json(&value);
@@ -380,6 +392,12 @@ fn report(args: &Args, taken: &Taken, complete: &[&Repository], elapsed: Duratio
         summary.stop_lsn,
         elapsed.as_secs_f64()
     );
+    if completed.waited > WAIT_WORTH_SAYING {
+        println!(
+            "{:.1} s of that were spent waiting for its last WAL segment to be archived",
+            completed.waited.as_secs_f64()
+        );
+    }
     if taken.reused > 0 {
         println!("{} of it had been stored before it broke off", bytes(taken.reused));
     }

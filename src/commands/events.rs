@@ -4,10 +4,15 @@ use super::output::{Format, json, table};
 use super::{Global, setup};
 use crate::config::Config;
 use crate::index::{EventFilter, EventKind, EventRow, Index};
-use crate::kind::{Error, Kind, Result};
+use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{SystemIdentifier, TimelineId};
+use crate::progress::Progress;
+use crate::recovery::catalog::Catalog;
 use crate::recovery::target::{Target, utc};
+use crate::repository::Repository;
+use crate::upkeep::deep::{Span, read_deep};
 use crate::upkeep::events::{EventReport, Query, events};
+use jiff::Timestamp;
 
 /// From how many rows on a DELETE or an UPDATE is shown.
 const MANY_ROWS: u64 = 1000;
@@ -37,6 +42,9 @@ pub struct Args {
     /// DELETE and UPDATE of so many rows at least, in one transaction
     #[arg(long, value_name = "N", default_value_t = MANY_ROWS)]
     min_rows: u64,
+    /// Fetch and read archived segments that the index has not read (needs the identity)
+    #[arg(long)]
+    deep: bool,
     /// Text for people or JSON for programs
     #[arg(long, value_enum, default_value = "text")]
     output: Format,
@@ -62,16 +70,21 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         table: args.table.clone(),
     };
     let path = config.index_path();
-    if !path.exists() {
+    if !path.exists() && !args.deep {
         return Err(Error::new(Kind::Other, format!("there is no index at \"{}\"", path.display()))
-            .with_hint("archive-push makes it, on the host that archives"));
+            .with_hint(
+                "archive-push makes it, on the host that archives; here walden index rebuild or --deep does, with the identity",
+            ));
     }
-    let index = Index::open(&path)?;
+    let index = open_index(&config)?;
     let sysid = match (args.system_identifier, index.system_identifiers()?.as_slice()) {
         (Some(given), _) => given,
         (None, [only]) => *only,
         (None, _) => setup::cluster_identifier(&config, &setup::repositories(&config)?, None)?,
     };
+    if args.deep {
+        deep(&config, sysid, &query, &index)?;
+    }
     let newest = index.newest_timeline(sysid)?;
     let found = events(&index, sysid, &query, |event| command(global, &config, event, newest))?;
     match args.output {
@@ -81,6 +94,31 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn open_index(config: &Config) -> Result<Index> {
+    let path = config.index_path();
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).context("create the directory of the index")?;
+    }
+    let index = Index::open(&path)?;
+    setup::give_to(&config.cluster_state_dir(), setup::owner_for(&config.data_dir))?;
+    Ok(index)
+}
+
+fn deep(config: &Config, sysid: SystemIdentifier, query: &Query, index: &Index) -> Result<()> {
+    let repositories = setup::repositories(config)?;
+    let opener = setup::opener(config)?;
+    let repositories: Vec<&Repository> = repositories.iter().collect();
+    let catalog = Catalog::read_some(&repositories, &config.cluster, sysid, &|_| Vec::new())?;
+    let time = |us: Option<i64>| us.and_then(|us| Timestamp::from_microsecond(us).ok());
+    let span = Span { since: time(query.filter.since), until: time(query.filter.until) };
+    let progress = Progress::new();
+    let count = super::progress::while_shown(&progress, "read WAL", || {
+        read_deep(&catalog, span, config.archive.event_rows, &opener, index, &progress)
+    })?;
+    tracing::info!("{count} segments were read that the index did not cover");
+    Ok(())
 }
 
 fn moment(option: &str, text: &str, now: &jiff::Zoned) -> Result<i64> {

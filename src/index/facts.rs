@@ -94,6 +94,36 @@ impl SegmentFacts {
     /// Returns what is kept of a segment's summary; none where the version of its WAL is not known.
     pub fn of(segment: &str, summary: &SegmentSummary) -> Option<Self> {
         summary.major_version?;
+        Some(Self::read(segment, summary))
+    }
+
+    /// Returns what a single record tells; none if that is nothing.
+    pub fn of_record(summary: &SegmentSummary) -> Option<Self> {
+        let facts = Self::read("", summary);
+        (facts != Self::default()).then_some(facts)
+    }
+
+    /// Returns these facts with those of a record right before them.
+    #[must_use]
+    pub fn after(self, before: &Self) -> Self {
+        let earlier = |a: Option<i64>, b: Option<i64>| a.into_iter().chain(b).min();
+        Self {
+            commits: self.commits + before.commits,
+            aborts: self.aborts + before.aborts,
+            first_commit: earlier(self.first_commit, before.first_commit),
+            last_commit: self.last_commit.max(before.last_commit),
+            last_end: self.last_end.max(before.last_end),
+            first_commit_lsn: before.first_commit_lsn.or(self.first_commit_lsn),
+            last_commit_lsn: self.last_commit_lsn.or(before.last_commit_lsn),
+            last_commit_end_lsn: self.last_commit_end_lsn.or(before.last_commit_end_lsn),
+            checkpoints: self.checkpoints + before.checkpoints,
+            last_checkpoint_lsn: self.last_checkpoint_lsn.or(before.last_checkpoint_lsn),
+            switches: before.switches.iter().chain(&self.switches).copied().collect(),
+            bad: self.bad,
+        }
+    }
+
+    fn read(segment: &str, summary: &SegmentSummary) -> Self {
         let switches = summary.timeline_switches.iter().map(|switch| TimelineSwitch {
             timeline: switch.timeline.0,
             previous: switch.previous.0,
@@ -102,7 +132,7 @@ impl SegmentFacts {
         });
         // Also where it looks like the end of all WAL: the server handed the segment over as complete.
         let bad = summary.bad_record.as_ref();
-        Some(Self {
+        Self {
             commits: summary.commits,
             aborts: summary.aborts,
             first_commit: summary.min_commit_time.map(us),
@@ -119,7 +149,7 @@ impl SegmentFacts {
                 lsn: bad.lsn,
                 reason: bad.reason.clone(),
             }),
-        })
+        }
     }
 }
 
@@ -134,6 +164,13 @@ impl Index {
     ) -> rusqlite::Result<()> {
         self.update_facts("id = ?1 AND aborts IS NULL", facts, &[&wal_id])?;
         facts.switches.iter().try_for_each(|switch| self.write_switch(sysid, switch))
+    }
+
+    /// Writes facts that are more than what was known.
+    pub(super) fn replace_facts(&self, wal_id: i64, facts: &SegmentFacts) -> rusqlite::Result<()> {
+        self.update_facts("id = ?1", facts, &[&wal_id])?;
+        self.connection.prepare_cached("UPDATE wal SET digested = 0 WHERE id = ?")?.execute([wal_id])?;
+        Ok(())
     }
 
     /// Takes over what somebody else found out about a content; what was found out later counts.

@@ -2,10 +2,11 @@
 //! many of them: each leaves its contribution here, and a tracker goes over them one after the other.
 
 use super::events::EventRow;
+use super::facts::{FACTS, SegmentFacts, facts_at};
 use super::{ArchivedRow, Index, sql};
 use crate::kind::Result;
 use crate::postgres::wal::events::{CatalogFiles, Contribution, EventOptions, Tracker};
-use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
+use crate::postgres::{Lsn, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use rusqlite::{OptionalExtension, params};
 use std::collections::BTreeMap;
 
@@ -114,6 +115,9 @@ impl Index {
             for event in &events {
                 self.insert_event(sysid, &EventRow::of(event, next.timeline()), false)?;
             }
+            if let Some(shared) = tracker.shared_record().and_then(SegmentFacts::of_record) {
+                self.add_facts(sysid, next, &shared)?;
+            }
             self.extend_read(sysid, timeline, position, next.end())?;
         }
         let position = tracker.position();
@@ -176,7 +180,32 @@ impl Index {
         Ok(bytes.and_then(|bytes| Contribution::from_bytes(&bytes).ok()))
     }
 
-    fn extend_read(
+    /// Adds what the record tells that ends in a segment and began in the one before.
+    fn add_facts(
+        &self,
+        sysid: SystemIdentifier,
+        to: &Contribution,
+        shared: &SegmentFacts,
+    ) -> rusqlite::Result<()> {
+        let Ok(size) = WalSegmentSize::new(u32::try_from(to.end() - to.start()).unwrap_or(0)) else {
+            return Ok(());
+        };
+        let name = WalSegmentName::containing(to.timeline(), to.start(), size).to_string();
+        let known: Vec<(i64, SegmentFacts)> = self
+            .connection
+            .prepare_cached(&format!(
+                "SELECT id, {FACTS} FROM wal WHERE sysid = ? AND name = ? AND aborts IS NOT NULL"
+            ))?
+            .query_map([sysid.to_string(), name.clone()], |row| Ok((row.get(0)?, facts_at(row, 1, &name)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (id, facts) in known {
+            self.replace_facts(id, &facts.after(shared))?;
+        }
+        shared.switches.iter().try_for_each(|switch| self.write_switch(sysid, switch))
+    }
+
+    /// Writes that the events from `start` to `finish` are known; what adjoins becomes one.
+    pub(super) fn extend_read(
         &self,
         sysid: SystemIdentifier,
         timeline: TimelineId,
@@ -184,18 +213,22 @@ impl Index {
         finish: Lsn,
     ) -> rusqlite::Result<()> {
         let (id, start, finish) = (sysid.to_string(), start.0.cast_signed(), finish.0.cast_signed());
-        let extended = self
+        let (first, last): (Option<i64>, Option<i64>) = self
             .connection
-            .prepare_cached("UPDATE wal_read SET finish = ? WHERE sysid = ? AND timeline = ? AND finish = ?")?
-            .execute(params![finish, id, timeline.0, start])?;
-        if extended == 0 {
-            self.connection
-                .prepare_cached(
-                    "INSERT INTO wal_read (sysid, timeline, start, finish) VALUES (?, ?, ?, ?)
-                     ON CONFLICT DO UPDATE SET finish = max(finish, excluded.finish)",
-                )?
-                .execute(params![id, timeline.0, start, finish])?;
-        }
+            .prepare_cached(
+                "SELECT min(start), max(finish) FROM wal_read
+                 WHERE sysid = ? AND timeline = ? AND start <= ? AND finish >= ?",
+            )?
+            .query_row(params![id, timeline.0, finish, start], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        self.connection
+            .prepare_cached(
+                "DELETE FROM wal_read WHERE sysid = ? AND timeline = ? AND start <= ? AND finish >= ?",
+            )?
+            .execute(params![id, timeline.0, finish, start])?;
+        let (first, last) = (first.unwrap_or(start).min(start), last.unwrap_or(finish).max(finish));
+        self.connection
+            .prepare_cached("INSERT INTO wal_read (sysid, timeline, start, finish) VALUES (?, ?, ?, ?)")?
+            .execute(params![id, timeline.0, first, last])?;
         Ok(())
     }
 

@@ -40,15 +40,17 @@ impl Differences {
 
     /// Says what is about to be removed.
     pub fn warn(&self, data_dir: &Path) {
-        if !self.strangers.is_empty() {
-            let names = self.strangers.iter().take(NAMED).map(|path| {
-                let path = path.strip_prefix(data_dir).unwrap_or(path);
-                format!("\"{}\"", path.display())
-            });
-            let more = self.strangers.len().saturating_sub(NAMED);
+        let relative = |path: &'_ PathBuf| path.strip_prefix(data_dir).unwrap_or(path).to_path_buf();
+        // That is written anew.
+        let is_signal = |path: &PathBuf| path == Path::new("recovery.signal");
+        let strangers: Vec<PathBuf> =
+            self.strangers.iter().map(relative).filter(|path| !is_signal(path)).collect();
+        if !strangers.is_empty() {
+            let names = strangers.iter().take(NAMED).map(|path| format!("\"{}\"", path.display()));
+            let more = strangers.len().saturating_sub(NAMED);
             tracing::warn!(
                 "removing {} not belong to the backup: {}{}",
-                count(self.strangers.len(), "file or directory that does", "files and directories that do"),
+                count(strangers.len(), "file or directory that does", "files and directories that do"),
                 names.collect::<Vec<_>>().join(", "),
                 if more > 0 { format!(" and {more} more") } else { String::new() }
             );

@@ -135,6 +135,9 @@ impl<'a> Follower<'a> {
             if let Some(lsn) = state.lsn.as_deref().and_then(|lsn| lsn.parse().ok()) {
                 self.show(lsn, state.last_transaction.as_deref());
             }
+            if state.paused {
+                self.refuse_early_pause()?;
+            }
             let done = match self.options.action {
                 Action::Promote => !state.in_recovery,
                 Action::Pause => state.paused || !state.in_recovery,
@@ -184,23 +187,29 @@ impl<'a> Follower<'a> {
             )
             .with_hint(format!("it runs with a part of the data; its log is {}", self.log.path.display())));
         }
-        if self.options.action == Action::Pause && state.in_recovery {
-            let lines = self.log.lines();
-            if let Some(line) =
-                lines.iter().find(|line| line.contains("hot standby is not possible because of"))
-            {
-                return Err(Error::new(
-                    Kind::Server,
-                    format!("the server paused before the target: {}", message(line)),
-                )
-                .with_hint(format!(
-                    "raise the setting in the restored configuration and restart it; its log is {}",
-                    self.log.path.display()
-                )));
-            }
-        }
         self.reached.connection = Some(self.connection);
         Ok(self.reached)
+    }
+
+    /// Fails where the server has paused for a setting that is lower than the original's was when it wrote this WAL: it
+    /// would wait there for ever, whatever it is to do at the target.
+    fn refuse_early_pause(&self) -> Result<()> {
+        let lines = self.log.lines();
+        let Some(at) = lines.iter().rposition(|line| line.contains("hot standby is not possible because of"))
+        else {
+            return Ok(());
+        };
+        let detail =
+            lines.get(at + 1).and_then(|line| line.split_once("DETAIL:  ")).map(|(_, detail)| detail);
+        Err(Error::new(
+            Kind::Server,
+            format!("the server paused before the target: {}", detail.unwrap_or(message(&lines[at]))),
+        )
+        .with_hint(format!(
+            "raise the setting in \"{}\" and restart the server; its log is {}",
+            self.options.data_dir.join("postgresql.auto.conf").display(),
+            self.log.path.display()
+        )))
     }
 
     /// The server is gone: by the plan, or by a failure that its log tells.

@@ -3,7 +3,7 @@
 //! `target` parses what the operator typed. `catalog` is what the repositories hold, `path` the WAL between a backup and
 //! a target, `scan` answers what only the WAL itself can tell, `plan` chooses the backup and the branch, and `reach` says what
 //! can be reached from it; `estimate` says how long it will take. `restore`, with `layout`, `places`, `delta`, `pieces`, `restored_config` and `source`, puts a backup's files
-//! into place; `settings` makes the directory recover and keeps the copy harmless; `start` starts the server,
+//! into place, and `unarchived` keeps commits that nobody else has; `settings` makes the directory recover and keeps the copy harmless; `start` starts the server,
 //! and `follow` follows it to the target.
 
 pub mod catalog;
@@ -12,7 +12,7 @@ pub mod estimate;
 mod follow;
 mod layout;
 pub mod path;
-mod pieces;
+pub mod pieces;
 pub mod places;
 pub mod plan;
 mod reach;
@@ -23,3 +23,4 @@ pub mod settings;
 pub mod source;
 pub mod start;
 pub mod target;
+pub mod unarchived;

@@ -52,6 +52,8 @@ pub struct Plan<'r> {
     pub exclusive: bool,
     /// The backup's id.
     pub backup: String,
+    /// Why it is this one.
+    pub backup_reason: String,
     /// The backup.
     #[serde(skip)]
     pub summary: BackupSummary,
@@ -403,6 +405,7 @@ fn finish<'r>(
         // A pinned target is the last commit itself, which is wanted.
         exclusive: request.exclusive && target == request.target,
         backup: summary.id.clone(),
+        backup_reason: reason(request, history, known.len(), path),
         backup_from: backup.held_by.clone(),
         backup_repositories: backup.held_by.iter().map(|repository| repository.name().to_owned()).collect(),
         timeline: history.timeline,
@@ -421,6 +424,25 @@ fn finish<'r>(
         notes,
         summary,
     })
+}
+
+/// Returns why a backup was chosen, in words.
+fn reason(request: &Request, history: &TimelineHistory, timelines: usize, path: &WalPath<'_>) -> String {
+    if request.backup.is_some() {
+        return "by --backup".to_owned();
+    }
+    let ended = match request.target {
+        Target::Latest | Target::Immediate => "the newest",
+        Target::Time(_) | Target::Lsn(_) | Target::Xid(_) | Target::Name(_) => {
+            "the newest that ended before the target"
+        }
+    };
+    let branch = match timelines {
+        0 | 1 => String::new(),
+        _ => format!(", on the way to timeline {}", history.timeline.0),
+    };
+    let wal = if path.gap.is_some() { ", and whose WAL is archived" } else { "" };
+    format!("{ended}{branch}{wal}")
 }
 
 /// Returns the name under which a timeline's history is archived.

@@ -210,7 +210,7 @@ fn search<T: Send>(
     let found: Mutex<Option<(usize, T)>> = Mutex::new(None);
     let best = || found.lock().unwrap_or_else(PoisonError::into_inner);
     let runs = path.segments.len().saturating_sub(from).div_ceil(IN_A_ROW);
-    each_in_parallel(workers, runs, |run| {
+    let search_run = |run: usize| {
         let first = from + run * IN_A_ROW;
         let is_late = |at: usize| best().as_ref().is_some_and(|(found, _)| *found < at);
         if is_late(first) {
@@ -236,7 +236,12 @@ fn search<T: Send>(
             }
         }
         Ok(())
-    })?;
+    };
+    // What is near is found without reading ahead.
+    each_in_parallel(1, runs.min(1), search_run)?;
+    if best().is_none() {
+        each_in_parallel(workers, runs.saturating_sub(1), |run| search_run(run + 1))?;
+    }
     Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 

@@ -89,6 +89,8 @@ pub fn settings(plan: &Plan<'_>, options: &SettingsOptions) -> Vec<(String, Stri
     list.push(("recovery_target_inclusive".into(), inclusive.into()));
     list.push(("recovery_target_timeline".into(), plan.timeline.0.to_string()));
     list.push(("recovery_target_action".into(), options.action.word().into()));
+    // A delayed standby's would hold up each commit until it is that old, in any archive recovery.
+    list.push(("recovery_min_apply_delay".into(), "0".into()));
     if !plan.through.is_empty() && plan.summary.major_version >= 15 {
         // Prefetching asks for segments past the target, and stops at the first that is refused.
         list.push(("recovery_prefetch".into(), "off".into()));
@@ -99,6 +101,10 @@ pub fn settings(plan: &Plan<'_>, options: &SettingsOptions) -> Vec<(String, Stri
     }
     if !options.take_over {
         list.extend(HARMLESS.map(|(name, value)| (name.into(), value.into())));
+        if plan.summary.major_version <= 15 {
+            // The original's: the server that pauses at the target would promote by it, and remove it.
+            list.push(("promote_trigger_file".into(), String::new()));
+        }
     }
     if let Some(port) = options.port {
         list.push(("port".into(), port.to_string()));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Cluster, Site, SiteOptions, Stop, Walden, live_test, run, user};
+use crate::support::{Cluster, ClusterOptions, Site, SiteOptions, Stop, Walden, live_test, run, tools, user};
 
 /// Returns what `walden events` says as JSON.
 fn events(walden: &Walden, arguments: &[&str]) -> Vec<serde_json::Value> {
@@ -132,5 +132,108 @@ live_test!(
         refused(&["--since", "latest"], 2, "is no time");
         fs::remove_dir_all(site.work.join("state")).expect("remove");
         refused(&[], 1, "there is no index at");
+    }
+);
+
+live_test!(
+    [15, 18]
+    fn every_commit_is_counted_also_where_two_segments_share_its_record(pg: Installation) {
+        let cluster = ClusterOptions::default().wal_segment_size_mb(1).setting("synchronous_commit", "off");
+        let site = Site::with(&pg, &SiteOptions { cluster, ..SiteOptions::default() });
+        let script = site.work.write("commit.sql", "select pg_current_xact_id();\n");
+        let first = site.cluster.switch_wal();
+        site.cluster.pgbench(&["-n", "-c", "4", "-t", "30000", "-f", &script.display().to_string()]);
+        let last = site.archive_a_segment();
+        let Some(waldump) = tools::pg_waldump(pg.major) else { return };
+        // All of them are still in pg_wal: there was no checkpoint.
+        let dir = site.cluster.data_dir().join("pg_wal");
+        let line = format!(
+            "{} -r Transaction -p {} {first} {last} | grep -c COMMIT",
+            waldump.display(),
+            dir.display()
+        );
+        let expected: i64 = tools::run_script(&line).stdout.trim().parse().expect("a number");
+        assert!(expected > 120_000, "{expected}");
+        let index = rusqlite::Connection::open(site.work.join("state/main/index.sqlite")).expect("the index");
+        let sum = "select sum(commits), count(*) from wal where name between ?1 and ?2 and length(name) = 24";
+        let (commits, segments): (i64, i64) =
+            index.query_row(sum, [&first, &last], |row| Ok((row.get(0)?, row.get(1)?))).expect("sum");
+        assert!(segments > 4, "{segments}");
+        assert_eq!(commits, expected);
+    }
+);
+
+live_test!(
+    [14, 17]
+    fn a_new_index_knows_it_all_again_from_digests_and_what_they_lack_from_the_wal(pg: Installation) {
+        let site = Site::new(&pg);
+        let psql = |sql: &str| site.cluster.psql(sql);
+        let told = |walden: &Walden, arguments: &[&str]| -> Vec<String> {
+            let found = events(walden, &[&["--kind", "drop,delete"], arguments].concat());
+            let line = |event: &serde_json::Value| {
+                format!("{} {} {}", event["kind"], event["tables"][0]["name"], event["lsn"])
+            };
+            found.iter().map(line).collect()
+        };
+        psql("create table first as select 1; create table second as select generate_series(1, 2000) id; create table third (a int)");
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        psql("drop table first");
+        site.archive_a_segment();
+        // It writes a digest that tells of what was archived before.
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        psql("delete from second");
+        site.archive_a_segment();
+        psql("drop table third");
+        site.archive_a_segment();
+        let before = told(&site.walden, &[]);
+        assert_eq!(before.len(), 3, "{before:?}");
+
+        let index = site.work.join("state/main/index.sqlite");
+        for ending in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{ending}", index.display()));
+        }
+        let rebuilt = site.walden.run(&["index", "rebuild"]).ok();
+        assert!(rebuilt.stdout.contains("2 digests"), "{rebuilt}");
+        assert_eq!(told(&site.walden, &[]), before[..1], "with the name, from the digest");
+        assert_eq!(told(&site.walden, &["--deep", "--since", "1 hour ago"]), before, "names are known still");
+        assert_eq!(told(&site.walden, &[]), before);
+        let again = site.walden.run(&["events", "--deep"]).ok();
+        assert!(again.stderr.contains("0 segments were read"), "{again}");
+
+        // Damage is put aside; without the identity listings remain.
+        fs::write(&index, "garbage").expect("write");
+        fs::remove_file(site.work.join("identity.txt")).expect("remove");
+        site.walden.run(&["index", "rebuild"]).expect_code(3);
+        let status = site.walden.run(&["status"]).ok();
+        assert!(status.stdout.contains("any moment from"), "{status}");
+    }
+);
+
+live_test!(
+    [15]
+    fn a_record_that_cannot_be_read_is_archived_and_critical_until_the_next_backup(pg: Installation) {
+        let site = Site::new(&pg);
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        // The archiver finds the segment with a flipped bit, as a bad disk would have it.
+        site.cluster.set("archive_command", "false");
+        site.cluster.reload();
+        site.cluster.psql("create table t as select generate_series(1, 1000)");
+        let segment = site.cluster.switch_wal();
+        let path = site.cluster.data_dir().join("pg_wal").join(&segment);
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[60_000] ^= 1;
+        fs::write(&path, bytes).expect("write");
+        site.cluster.set("archive_command", &site.walden.command_line("archive-push %p"));
+        site.cluster.reload();
+        site.cluster.wait_archived(&segment);
+        assert!(site.cluster.log().contains(&format!("WAL segment \"{segment}\" has a bad record at ")), "{}", site.cluster.log());
+        let status = site.walden.run(&["status"]).ok();
+        assert!(status.stdout.contains(&format!("CRITICAL: WAL segment {segment} has a bad record")), "{status}");
+        assert!(status.stdout.contains("BAD WAL"), "{status}");
+
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        let status = site.walden.run(&["status"]).ok();
+        assert!(!status.stdout.contains("CRITICAL"), "{status}");
+        assert!(status.stdout.contains("no moment between that and"), "{status}");
     }
 );

@@ -19,6 +19,7 @@ use crate::recovery::settings::{self, Action, SettingsOptions};
 use crate::recovery::source::RepositorySource;
 use crate::recovery::start::{self, StartOptions, Way};
 use crate::recovery::target::{Target, TimelineChoice};
+use crate::recovery::unarchived::refuse_lost_commits;
 use crate::repository::{ClusterKeys, Repository};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -136,6 +137,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         action,
         plan: &plan,
         data_dir: &data_dir,
+        repositories: &repositories,
         opener: &opener,
         index: &index,
         show: &show,
@@ -215,6 +217,7 @@ struct Recovery<'a> {
     action: Action,
     plan: &'a Plan<'a>,
     data_dir: &'a Path,
+    repositories: &'a [&'a Repository],
     opener: &'a Opener,
     index: &'a IndexHandle,
     show: &'a dyn Fn(String),
@@ -240,6 +243,11 @@ impl Recovery<'_> {
             port: args.port,
             owner,
         };
+        if args.delta {
+            let wal_dir = args.wal_dir.as_deref().map(durable::absolute).transpose().context("--wal-dir")?;
+            let (cluster, sysid) = (&plan.cluster, plan.system_identifier);
+            refuse_lost_commits(data_dir, wal_dir.as_deref(), cluster, sysid, self.repositories)?;
+        }
         let restored = self.restore(&settings_options)?;
         (self.show)(text::restored(&restored, plan, data_dir));
         let Some(bin_dir) = bin_dir else {

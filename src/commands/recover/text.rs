@@ -32,6 +32,7 @@ pub fn plan(plan: &Plan<'_>, estimate: &Estimate, without: &[String]) -> String 
             plan.backup_repositories.join(" or ")
         ),
     );
+    line("Chosen", plan.backup_reason.clone());
     let path: Vec<String> = plan.timeline_path.iter().map(|timeline| timeline.0.to_string()).collect();
     let way = if path.len() > 1 { format!(" (by way of {})", path.join(", ")) } else { String::new() };
     line("Timeline", format!("{}{way}", plan.timeline.0));

@@ -17,7 +17,7 @@ live_test!(
         let mut resumed = 0;
         for round in 0..rounds {
             let more: &[&str] = if fastrand::bool() { &["--resume"] } else { &[] };
-            let arguments = [&["base-backup", "--fast", "--parallel", "32", "--max-rate", "80M"], more].concat();
+            let arguments = [&["base-backup", "--fast", "--parallel", "32", "--max-rate", "40M"], more].concat();
             let backup = site.walden.spawn(&arguments);
             std::thread::sleep(Duration::from_millis(fastrand::u64(0..1500)));
             let signal = if round % 3 == 0 { Signal::SIGTERM } else { Signal::SIGKILL };

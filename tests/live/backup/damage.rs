@@ -121,3 +121,35 @@ live_test!(
         assert!(!said.contains("DAMAGED"), "{said}");
     }
 );
+
+live_test!(
+    [15]
+    fn blocks_beyond_the_first_gigabyte_have_the_servers_numbers(pg: Installation) {
+        let options = SiteOptions {
+            cluster: ClusterOptions { checksums: true, ..ClusterOptions::default() },
+            ..SiteOptions::default()
+        };
+        let mut site = Site::with(&pg, &options);
+        site.cluster.psql("create table large as select g from generate_series(1, 1000) g");
+        let path = site.cluster.psql("select pg_relation_filepath('large')");
+        site.cluster.stop(Stop::Fast);
+        // Pages of zeros are new pages; what is inserted then goes behind them.
+        let file = site.cluster.data_dir().join(&path);
+        fs::File::options().write(true).open(&file).and_then(|file| file.set_len(1 << 30)).expect("extend");
+        site.cluster.start();
+        site.cluster.psql("insert into large select g from generate_series(1, 5000) g; vacuum freeze large; checkpoint");
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        site.cluster.stop(Stop::Fast);
+        flip(&file.with_extension("1"), 3 * 8192 + 4000);
+        site.cluster.start();
+        let report = json(&site.walden.run(&["base-backup", "--fast", "--output", "json"]).expect_code(6));
+        let bad = &report["bad_files"][0];
+        assert_eq!(bad["path"], format!("{path}.1"));
+        assert_eq!((&bad["blocks"], &bad["pages"]), (&serde_json::json!([131_072 + 3]), &1.into()));
+        let relation = bad["relation"].as_str().expect("its name");
+        assert!(relation.ends_with("public.large"), "{report}");
+        // The server says the same of the block.
+        let error = site.cluster.try_psql("select count(*) from large").expect_err("the page is bad");
+        assert!(error.contains("block 131075"), "{error}");
+    }
+);

@@ -1,5 +1,6 @@
 //! The repository fails at I/O number N, for every N.
 
+use super::stored::complete;
 use super::*;
 use crate::support::{Site, SiteOptions};
 use std::sync::Arc;
@@ -12,6 +13,18 @@ use walden::storage::{FsStorage, Retry};
 /// Backs the site's cluster up through the library, into a repository whose calls number `call` and later fail as told.
 /// Returns the outcome and how many calls there were.
 fn back_up(site: &Site, call: u64, fault: Option<Fault>, lasting: bool) -> (Result<BackupSummary>, u64) {
+    let (result, calls) = back_up_beside(site, &[], call, fault, lasting);
+    (result.map(|(summary, _)| summary), calls)
+}
+
+/// As [`back_up`], with more repositories, which do not fail. Returns with the summary how many hold the backup.
+fn back_up_beside(
+    site: &Site,
+    others: &[Repository],
+    call: u64,
+    fault: Option<Fault>,
+    lasting: bool,
+) -> (Result<(BackupSummary, usize)>, u64) {
     let store = Faulty::new(FsStorage::new(site.repository("only")));
     let faults = store.faults();
     // A single failure must be got over, a lasting one not.
@@ -29,7 +42,8 @@ fn back_up(site: &Site, call: u64, fault: Option<Fault>, lasting: bool) -> (Resu
         max_rate: None,
         temp_dir: std::env::temp_dir(),
     };
-    let destinations = Destinations::new(keys, &options.id, vec![&repository], vec![]);
+    let all = std::iter::once(&repository).chain(others).collect();
+    let destinations = Destinations::new(keys, &options.id, all, vec![]);
     if let Some(fault) = fault {
         if lasting {
             faults.fail_from(call, fault);
@@ -38,8 +52,10 @@ fn back_up(site: &Site, call: u64, fault: Option<Fault>, lasting: bool) -> (Resu
         }
     }
     let taken = take(&mut server, &options, &Sealer::unencrypted(), &destinations, &Progress::new());
-    let result =
-        taken.and_then(|summary| destinations.complete(&summary, Duration::from_secs(30)).map(|_| summary));
+    let result = taken.and_then(|summary| {
+        let completed = destinations.complete(&summary, Duration::from_secs(30))?;
+        Ok((summary, completed.repositories.len()))
+    });
     (result, faults.calls())
 }
 
@@ -75,10 +91,37 @@ live_test!(
                 }
             }
             // The last object may have arrived although its answer was lost: then the backup is whole.
-            let there = crate::backup::stored::complete(&site, "only").len();
+            let there = complete(&site, "only").len();
             assert!(there == done || there == done + 1, "call {call}: {there} are complete, {done} expected");
             done = there;
         }
         assert!(failed > 0 && done > 1, "{failed} of {calls} failed");
+    }
+);
+
+live_test!(
+    [15]
+    fn one_store_that_fails_at_any_call_does_not_keep_the_other_from_its_backup(pg: Installation) {
+        let site = Site::new(&pg);
+        // The failing one is called "only" here.
+        std::os::unix::fs::symlink(site.repository("replica"), site.repository("only")).expect("link");
+        let primary = Arc::new(FsStorage::new(site.repository("primary")));
+        let other = [Repository::new("primary", primary, Duration::from_secs(10))];
+        let (whole, calls) = back_up_beside(&site, &other, 0, None, false);
+        whole.expect("without faults");
+        let faults = [Fault::Refusal, Fault::Timeout(Moment::After), Fault::Error(Moment::Before)];
+        let mut alone = 0;
+        for call in 1..=calls {
+            let fault = faults[call as usize % faults.len()];
+            let (result, _) = back_up_beside(&site, &other, call, Some(fault), true);
+            let (summary, held) = result.unwrap_or_else(|error| panic!("call {call}: {error}"));
+            let in_primary = complete(&site, "primary");
+            assert!(in_primary.iter().any(|(found, _)| found.id == summary.id), "call {call}");
+            // The last object may have arrived although its answer was lost.
+            let in_replica = complete(&site, "only").iter().any(|(found, _)| found.id == summary.id);
+            assert!(in_replica || held == 1, "call {call}");
+            alone += u64::from(held == 1);
+        }
+        assert_eq!(alone, calls, "a store that goes on failing is left out");
     }
 );

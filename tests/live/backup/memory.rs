@@ -5,7 +5,19 @@ use crate::support::peak::peak_of;
 use crate::support::{Site, soak};
 
 /// What the issue allows, in bytes.
-const BOUND: u64 = 256_000_000;
+pub const BOUND: u64 = 256_000_000;
+
+/// Adds a file that cannot be compressed, of so many megabytes, to the data directory: pieces are as large as they get.
+pub fn write_random(site: &Site, megabytes: usize) {
+    let path = site.cluster.data_dir().join("random");
+    let mut file = fs::File::create(&path).expect("create");
+    let mut bytes = vec![0; 1 << 20];
+    for _ in 0..megabytes {
+        fastrand::fill(&mut bytes);
+        file.write_all(&bytes).expect("write");
+    }
+    user::give(&path);
+}
 
 live_test!(
     [17]
@@ -22,6 +34,7 @@ live_test!(
         }
         let large = fs::File::create(data.join("small/large")).expect("create");
         large.set_len(gigabytes << 30).expect("a file with holes");
+        write_random(&site, 192);
         user::give_tree(&data.join("small"));
         let (finished, peak) = peak_of(&site.walden, &["base-backup", "--fast"]);
         finished.ok();

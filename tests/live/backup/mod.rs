@@ -2,11 +2,14 @@
 //! `age | lz4 | tar` say of what they make. `Scene` drives the library; a `Site` drives the program.
 
 mod broken;
+mod bucket;
 mod churn;
+mod continued;
 mod damage;
 mod engine;
 mod faults;
 mod memory;
+mod options;
 mod preflight;
 mod progress;
 mod restore;

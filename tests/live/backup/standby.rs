@@ -90,6 +90,7 @@ live_test!(
         site.archive_a_segment();
         let taken = json(&backup.wait(PATIENCE).ok());
         assert_eq!(taken["from_standby"], true);
+        assert!(taken["wal_wait_seconds"].as_f64() > Some(5.0), "{taken}");
         let third = Ledger::add(&site.cluster);
         site.archive_a_segment();
         let dir = site.work.join("restored");

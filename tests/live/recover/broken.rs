@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use walden::repository::{ClusterKeys, Repository};
 use walden::storage::FsStorage;
 use walden::storage::faulty::{Fault, Faults, Faulty, Moment};
 
-use super::story::{Story, check_pgbench};
+use super::story::{Story, check_pgbench, verify};
 use crate::support::site::walk;
 use crate::support::{Cluster, Finished, Ledger, Site, Stop, live_test, soak, user};
 
@@ -95,7 +96,7 @@ live_test!(
                 does_not_start(&pg, &dir);
                 faults.reset();
                 restore_to(&site, &planned, &opener, &name).expect("the same once more");
-                assert!(dir.join("global/pg_control").exists());
+                verify(&pg, &dir);
                 fs::remove_dir_all(&dir).expect("remove");
             }
         }
@@ -113,6 +114,64 @@ live_test!(
 
 live_test!(
     [15]
+    fn a_store_that_fails_at_any_call_never_makes_another_plan(pg: Installation) {
+        let story = Story::tell(&pg, 1);
+        story.site.walden.run(&["base-backup", "--fast"]).ok();
+        story.site.fill(2);
+        let opener = Opener::from_identity_file(&story.site.work.join("identity.txt")).expect("identity");
+        let (primary, faults) = faulty(&story.site, "primary");
+        let (replica, _) = faulty(&story.site, "replica");
+        let third = &story.after[2];
+        let kinds = [
+            Fault::Error(Moment::Before),
+            Fault::Timeout(Moment::Before),
+            Fault::Refusal,
+            Fault::Truncate,
+            Fault::Break,
+        ];
+        let (mut same, mut refused) = (0, 0);
+        let xid = format!("xid:{}", third.xid);
+        let alone = ["latest", "immediate", "name:between", &third.after, &xid];
+        let with_another = ["latest", &third.after];
+        let (alone, with_another) = ((vec![&primary], &alone[..]), (vec![&primary, &replica], &with_another[..]));
+        for (repositories, targets) in [alone, with_another] {
+            for until in targets {
+                let target = Target::parse(until, &jiff::Zoned::now()).expect("target");
+                let request = Request { target, ..request() };
+                let made = || {
+                    plan(&request, &repositories, &opener, &IndexHandle::absent()).map(|plan| {
+                        let mut plan = serde_json::to_value(plan).expect("JSON");
+                        // One whose summary cannot be read is left out.
+                        plan["backup_repositories"] = serde_json::Value::Null;
+                        plan
+                    })
+                };
+                faults.reset();
+                let healthy = made().expect("plan");
+                for (call, kind) in (1..=faults.calls()).flat_map(|call| kinds.map(|kind| (call, kind))) {
+                    faults.reset();
+                    faults.fail_at(call, kind);
+                    match made() {
+                        Ok(plan) => {
+                            assert_eq!(plan, healthy, "{until}, {kind:?} at call {call}");
+                            same += 1;
+                        }
+                        Err(error) => {
+                            let doubts = matches!(error.kind(), Kind::Repository | Kind::Corrupt);
+                            assert!(doubts, "{until}, {kind:?} at call {call}: {error}");
+                            refused += 1;
+                        }
+                    }
+                }
+            }
+        }
+        eprintln!("{same} times the same plan, {refused} times none");
+        assert!(same > 0 && refused > 0);
+    }
+);
+
+live_test!(
+    [15]
     fn killed_at_any_moment_it_leaves_nothing_that_starts_and_the_same_command_goes_on(pg: Installation) {
         let story = Story::tell(&pg, 4);
         let began = Instant::now();
@@ -120,6 +179,7 @@ live_test!(
         let whole = began.elapsed();
         let finish = |name: &str, arguments: &[&str]| -> Finished {
             let finished = story.recover(name, arguments).ok();
+            verify(&pg, &story.target(name));
             let mut cluster = Cluster::open(&pg, &story.target(name));
             cluster.start();
             cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
@@ -184,5 +244,65 @@ live_test!(
         let refused = story.recover("refused", &["--until", "latest", "--without", "replica"]);
         assert!([4, 6].contains(&refused.code), "{refused}");
         does_not_start(&pg, &story.target("refused"));
+    }
+);
+
+/// A small filesystem in memory, unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// Mounts one; none, with a message, where this user may not.
+    fn mount(at: PathBuf) -> Option<Self> {
+        fs::create_dir(&at).expect("create");
+        let disk = Self(at);
+        if nix::unistd::geteuid().is_root() && disk.try_mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"]) {
+            return Some(disk);
+        }
+        eprintln!("skipped: only root can mount a small disk, and not everywhere");
+        None
+    }
+
+    fn resize(&self, megabytes: u64) {
+        assert!(self.try_mount(&["-o", &format!("remount,size={megabytes}m")]));
+    }
+
+    fn try_mount(&self, arguments: &[&str]) -> bool {
+        Command::new("mount").args(arguments).arg(&self.0).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+live_test!(
+    [15]
+    fn a_disk_that_is_full_leaves_nothing_that_starts_and_with_space_the_same_command_goes_on(pg: Installation) {
+        let story = Story::tell(&pg, 1);
+        let Some(disk) = Disk::mount(story.target("disk")) else { return };
+        let dir = story.target("disk/copy");
+        let mut failed = 0;
+        for megabytes in (2..).step_by(7) {
+            disk.resize(megabytes);
+            let finished = story.recover("disk/copy", &["--until", "latest"]);
+            if finished.code == 0 {
+                break;
+            }
+            assert!(finished.code == 1 && finished.stderr.contains("No space left on device"), "{finished}");
+            assert!(finished.stderr.contains("the same command goes on with it"), "{finished}");
+            does_not_start(&pg, &dir);
+            failed += 1;
+        }
+        assert!(failed > 3, "{failed}");
+        verify(&pg, &dir);
+        disk.resize(500);
+        let mut cluster = Cluster::open(&pg, &dir);
+        cluster.start();
+        cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
+        assert_eq!(Ledger::ids(&cluster).len(), 7);
+        check_pgbench(&cluster);
+        cluster.stop(Stop::Fast);
     }
 );

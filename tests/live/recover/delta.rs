@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::story::{Story, check_pgbench};
-use crate::support::tools::{self, run_script};
+use super::story::{Story, check_pgbench, verify};
+use crate::support::tools::run_script;
 use crate::support::{Cluster, Finished, Ledger, Site, Stop, live_test, user, wait_until};
 
 /// Inode, change time and content of each file below a directory.
@@ -59,9 +59,7 @@ live_test!(
         assert!(finished.stderr.contains("not belong to the backup"), "{finished}");
         assert!(finished.stderr.contains("from pg_wal"), "{finished}");
         assert!(!log.exists());
-        if let Some(judge) = tools::pg_verifybackup(pg.major) {
-            run_script(&format!("{} -n {}", judge.display(), dir.display())).ok();
-        }
+        verify(&pg, &dir);
         let again = delta(&story, &dir, &["--until", &third.after, "--start"]).ok();
         let mut cluster = Cluster::adopt(&pg, &dir);
         let ids: Vec<i64> = story.before.iter().chain(&story.after[..3]).map(|entry| entry.id).collect();
@@ -81,6 +79,7 @@ live_test!(
         story.recover("copy", &["--until", "latest"]).ok();
         let before = fingerprints(&dir);
         let finished = delta(&story, &dir, &["--until", "latest", "--output", "json"]).ok();
+        assert!(!finished.stderr.contains("WARNING"), "{finished}");
         let report: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
         assert_eq!(report["restored"]["over_existing"], true, "{report}");
         assert!(report["restored"]["bytes"].as_u64().is_some_and(|bytes| bytes < 100_000), "{report}");
@@ -124,12 +123,15 @@ live_test!(
         refused(run(&copied, &[]), "directory of tablespace");
         fs::write(space.join("note"), "another version's directory").expect("write");
 
+        run(&dir, &[]).ok();
+        assert!(space.join("note").exists(), "beside the tablespace's own directory nothing is removed");
+        fs::remove_file(space.join("note")).expect("remove");
+        verify(&pg, &dir);
         run(&dir, &["--start"]).ok();
         let mut cluster = Cluster::adopt(&pg, &dir);
         assert_eq!(cluster.psql("select count(*) from spread"), "5000");
         assert!(cluster.try_psql("select 1 from later").is_err());
         assert_eq!(Ledger::ids(&cluster), [kept.id]);
-        assert!(space.join("note").exists(), "beside the tablespace's own directory nothing is removed");
         cluster.stop(Stop::Fast);
         let root = site.work.join("spaces").display().to_string();
         run(&copied, &["--tablespace-root", &root, "--start"]).ok();
@@ -183,6 +185,36 @@ live_test!(
         cluster.start();
         cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
         assert_eq!(Ledger::ids(&cluster).len(), 7);
+        cluster.stop(Stop::Fast);
+    }
+);
+
+live_test!(
+    [14, 15, 18]
+    fn commits_that_only_the_directory_itself_holds_are_not_removed(pg: Installation) {
+        let mut story = Story::tell(&pg, 1);
+        Ledger::add(&story.site.cluster);
+        let last = Ledger::add(&story.site.cluster);
+        let segment = story.site.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+        let dir = story.site.cluster.data_dir().to_path_buf();
+        story.site.cluster.kill();
+        let stopped = || !delta(&story, &dir, &["--until", "latest"]).stderr.contains("a server runs in");
+        wait_until("its processes have ended", stopped);
+        let before = fingerprints(&dir);
+        let finished = delta(&story, &dir, &["--until", "latest"]);
+        assert!(finished.stderr.contains("archived nowhere"), "{finished}");
+        let command = format!("walden archive-push {}", dir.join("pg_wal").join(&segment).display());
+        assert!(finished.stderr.contains(&command), "{finished}");
+        refused(finished, &format!("the last of {}", last.committed));
+        assert!(fingerprints(&dir) == before, "nothing was written");
+
+        // As the hint says.
+        story.site.walden.run(&["archive-push", &dir.join("pg_wal").join(&segment).display().to_string()]).ok();
+        delta(&story, &dir, &["--until", "latest"]).ok();
+        let mut cluster = Cluster::open(&pg, &dir);
+        cluster.start();
+        cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
+        assert_eq!(Ledger::ids(&cluster).len(), 9);
         cluster.stop(Stop::Fast);
     }
 );

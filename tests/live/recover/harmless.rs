@@ -22,6 +22,7 @@ fn move_configuration(site: &mut Site, etc: &Path, logs: &Path) {
         ("recovery_end_command", format!("touch {}", etc.join("ended").display())),
         ("synchronous_standby_names", "the_originals".to_owned()),
         ("synchronous_commit", "local".to_owned()),
+        ("recovery_min_apply_delay", "1h".to_owned()),
     ] {
         text += &format!("{name} = '{value}'\n");
     }
@@ -85,6 +86,7 @@ live_test!(
             ("archive_cleanup_command", String::new()),
             ("recovery_end_command", String::new()),
             ("synchronous_standby_names", String::new()),
+            ("recovery_min_apply_delay", "0".to_owned()),
             ("work_mem", "7MB".to_owned()),
             ("maintenance_work_mem", "33MB".to_owned()),
         ] {

@@ -1,11 +1,12 @@
 //! The files: whole or not there at all, wherever an object is missing and whenever a restore breaks off.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::story::Story;
-use crate::support::{Cluster, Site, Stop, live_test, user};
+use super::story::{Story, verify};
+use crate::support::{Cluster, ClusterOptions, Ledger, Site, SiteOptions, Stop, live_test, user};
 
 live_test!(
     [15, 18]
@@ -104,7 +105,75 @@ live_test!(
         story.recover("copy", &["--until", "latest", "--delta", "--wal-dir", &option]).ok();
         let mut cluster = story.recover_and_start("copy", &["--until", "latest", "--delta", "--wal-dir", &other]);
         assert_eq!(fs::read_link(story.target("copy/pg_wal")).expect("a link"), story.target("other"));
-        assert_eq!(crate::support::Ledger::ids(&cluster).len(), 7);
+        assert_eq!(Ledger::ids(&cluster).len(), 7);
+        cluster.stop(Stop::Fast);
+        story.recover("copy", &["--until", "latest", "--delta", "--wal-dir", &other]).ok();
+        verify(&pg, &story.target("copy"));
+    }
+);
+
+/// Returns owner, group and permissions of everything below a data directory whose name does not change while a server runs.
+fn attributes(dir: &Path) -> BTreeMap<PathBuf, (u32, u32, u32)> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![dir.to_path_buf()];
+    while let Some(path) = waiting.pop() {
+        let meta = fs::symlink_metadata(&path).expect("metadata");
+        if meta.is_dir() {
+            waiting.extend(fs::read_dir(&path).expect("read").flatten().map(|entry| entry.path()));
+        }
+        let name = path.strip_prefix(dir).expect("below").to_path_buf();
+        found.insert(name, (meta.uid(), meta.gid(), meta.mode()));
+    }
+    found
+}
+
+live_test!(
+    fn owners_and_permissions_are_those_of_the_original(pg: Installation) {
+        let cluster =
+            ClusterOptions { initdb_args: vec!["--allow-group-access".into()], ..ClusterOptions::default() };
+        let site = Site::with_backup_and(&pg, &SiteOptions { cluster, ..SiteOptions::default() });
+        site.archive_a_segment();
+        let dir = site.work.join("copy");
+        site.restore("copy", &["--until", "latest"]);
+        let (original, copy) = (attributes(site.cluster.data_dir()), attributes(&dir));
+        assert_eq!(copy[Path::new("")].2 & 0o7777, 0o750);
+        let same = |name: &Path| original.get(name) == Some(&copy[name]);
+        let other: Vec<&PathBuf> =
+            copy.keys().filter(|name| original.contains_key(*name) && !same(name)).collect();
+        // Written for the copy.
+        assert!(other.iter().all(|name| **name == Path::new("postgresql.auto.conf")), "{other:?}");
+        assert!(
+            copy.len() > 900
+                && copy
+                    .values()
+                    .all(|(uid, gid, _)| (*uid, *gid) == (copy[Path::new("")].0, copy[Path::new("")].1))
+        );
+        verify(&pg, &dir);
+    }
+);
+
+live_test!(
+    [14, 18]
+    fn tablespaces_come_back_where_they_were_once_the_original_is_gone(pg: Installation) {
+        let mut site = Site::new(&pg);
+        let space = site.work.create_dir("space");
+        Ledger::create(&site.cluster);
+        site.cluster.psql(&format!("create tablespace fast location '{}'", space.display()));
+        site.cluster.psql("alter table ledger set tablespace fast");
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        let kept = Ledger::add(&site.cluster);
+        site.archive_a_segment();
+        site.cluster.stop(Stop::Fast);
+        fs::rename(&space, site.work.join("lost")).expect("rename");
+        fs::rename(site.cluster.data_dir(), site.work.join("lost-data")).expect("rename");
+        let dir = site.restore("copy", &["--until", "latest"]);
+        verify(&pg, &dir);
+        let mut cluster = Cluster::open(&pg, &dir);
+        cluster.start();
+        cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");
+        assert_eq!(Ledger::ids(&cluster), [kept.id]);
+        let location = cluster.psql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'fast'");
+        assert_eq!(location, space.display().to_string());
         cluster.stop(Stop::Fast);
     }
 );

@@ -2,9 +2,15 @@
 
 use std::fs;
 
+use walden::postgres::{WalSegmentName, WalSegmentSize};
+use walden::progress::Progress;
+use walden::recovery::settings::Action;
+use walden::recovery::start::{StartOptions, Way, start_and_follow};
+
 use super::story::Story;
+use crate::support::restored::set;
 use crate::support::tools::run_program;
-use crate::support::{Cluster, Ledger, Stop, live_test};
+use crate::support::{Cluster, Ledger, PATIENCE, Site, Stop, free_port, live_test, user, wait_for};
 
 live_test!(
     [15]
@@ -115,5 +121,90 @@ live_test!(
         assert_eq!(error.matches("; hint:").count(), 1, "{error}");
         let refused = story.recover("lsn", &["--until", &format!("lsn:{}", late.lsn), "--plan"]);
         assert!(!refused.stdout.contains("Reached"), "{refused}");
+    }
+);
+
+live_test!(
+    [14, 15, 18]
+    fn a_pause_for_a_setting_that_is_too_low_is_told_and_not_waited_for(pg: Installation) {
+        let mut story = Story::tell(&pg, 1);
+        let lower = story.site.cluster.psql("show max_connections").parse::<u32>().expect("a number");
+        story.site.cluster.set("max_connections", lower + 7);
+        story.site.cluster.restart();
+        let last = Ledger::add(&story.site.cluster);
+        Ledger::add(&story.site.cluster);
+        story.site.archive_a_segment();
+        for action in ["promote", "pause"] {
+            let arguments = ["--until", &last.after, "--start", "--delta", "--action", action];
+            let refused = story.recover("copy", &arguments).expect_code(7);
+            let says = format!("max_connections = {lower} is a lower setting than on the primary");
+            assert!(refused.stderr.contains("paused before the target") && refused.stderr.contains(&says), "{refused}");
+            // As the hint says.
+            let dir = story.target("copy");
+            let mut cluster = Cluster::adopt(&pg, &dir);
+            cluster.stop(Stop::Fast);
+            set(&dir, &format!("max_connections = {}", lower + 7));
+            cluster.start();
+            cluster.wait_until("the target is reached", || {
+                let state = "select case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() else 'promoted' end";
+                cluster.try_psql(state).is_ok_and(|state| state == if action == "pause" { "paused" } else { "promoted" })
+            });
+            assert_eq!(Ledger::ids(&cluster).len(), 8);
+            cluster.stop(Stop::Fast);
+        }
+    }
+);
+
+live_test!(
+    [14, 18]
+    fn segment_clock_and_target_are_shown_while_the_server_replays(pg: Installation) {
+        let site = Site::with_backup(&pg);
+        let names = site.fill(4);
+        let port = free_port().to_string();
+        let dir = site.restore("copy", &["--until", "latest", "--port", &port]);
+        // The third of the four is kept back until it was looked at.
+        let gate = site.work.join("gate");
+        let wait = format!("while [ $1 = {} ] && ! [ -e {} ]; do sleep 0.1; done", names[2], gate.display());
+        let script = site.restore_script("slow.sh", &wait);
+        set(&dir, &format!("restore_command = '{} %f %p'", script.display()));
+        if pg.major >= 15 {
+            // It would wait for the third with the end of the second not replayed.
+            set(&dir, "recovery_prefetch = off");
+        }
+        let plan = site.walden.run(&["recover", "--until", "latest", "--plan", "--output", "json"]).ok();
+        let plan: serde_json::Value = serde_json::from_str(&plan.stdout).expect("JSON");
+        let first: WalSegmentName = plan["first_segment"].as_str().and_then(|name| name.parse().ok()).expect("a name");
+        let size = WalSegmentSize::DEFAULT;
+        let way = Way {
+            begin: first.start(size),
+            segments: plan["segments"].as_u64().expect("a number") as usize,
+            segment_size: size,
+            target: "latest".into(),
+            must_reach: None,
+        };
+        let before = names[2].parse::<WalSegmentName>().expect("a name").number(size) - first.number(size);
+        let shown = format!("segment {} of {}, at 20", before + 1, way.segments);
+        let options = StartOptions {
+            data_dir: dir.clone(),
+            bin_dir: pg.bin.clone(),
+            owner: user::unprivileged().map(|user| (user.uid.as_raw(), user.gid.as_raw())),
+            user: "postgres".into(),
+            action: Action::Promote,
+            way,
+        };
+
+        let (progress, total) = (Progress::new(), options.way.segments as u64 * size.bytes());
+        let (shown_at, reached) = std::thread::scope(|scope| {
+            let follower = scope.spawn(|| start_and_follow(&options, &progress));
+            let was_shown = wait_for(PATIENCE, || progress.phase().starts_with(&shown));
+            let bytes = (progress.done(), progress.total());
+            fs::write(&gate, "").expect("write");
+            (was_shown.then_some(bytes), follower.join().expect("no panic").expect("the end of the archive"))
+        });
+        assert_eq!(shown_at, Some((before * size.bytes(), total)), "{shown}");
+        assert!(reached.last_transaction.is_some(), "{reached:?}");
+        let mut cluster = Cluster::adopt(&pg, &dir);
+        assert_eq!(Ledger::ids(&cluster).len(), 4);
+        cluster.stop(Stop::Fast);
     }
 );

@@ -1,8 +1,9 @@
 //! A backup taken under load and a ledger of commits after it: what most of these tests begin with.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::support::tools::{self, run_script};
 use crate::support::{Background, Cluster, Entry, Finished, Installation, Ledger, Site, SiteOptions, Stop};
 
 /// A cluster with a backup taken under load and entries in the ledger after it.
@@ -77,6 +78,14 @@ impl Story {
         check_pgbench(&cluster);
         cluster.stop(Stop::Fast);
         fs::remove_dir_all(self.target(name)).expect("remove");
+    }
+}
+
+/// Has `pg_verifybackup` judge a restored directory in which no server has run yet.
+#[track_caller]
+pub fn verify(pg: &Installation, dir: &Path) {
+    if let Some(judge) = tools::pg_verifybackup(pg.major) {
+        run_script(&format!("{} -n {}", judge.display(), dir.display())).ok();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::story::{Story, check_pgbench};
+use super::story::{Story, check_pgbench, verify};
 use crate::support::tools::{self, run_script};
 use crate::support::{
     Cluster, ClusterOptions, Ledger, Site, SiteOptions, Stop, live_test, require, soak, user,
@@ -17,9 +17,7 @@ live_test!(
 
         // The judge looks at the files before the server does.
         story.recover("time", &["--until", &third.after]).ok();
-        if let Some(judge) = tools::pg_verifybackup(pg.major) {
-            run_script(&format!("{} -n {}", judge.display(), story.target("time").display())).ok();
-        }
+        verify(&pg, &story.target("time"));
         let mut cluster = Cluster::open(&pg, &story.target("time"));
         cluster.start();
         cluster.wait_until("the server has promoted", || cluster.psql("select pg_is_in_recovery()") == "f");

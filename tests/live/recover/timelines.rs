@@ -137,7 +137,20 @@ live_test!(
             "live at that time"
         );
         assert_eq!(story.ids(&["--until", &two.after, "--timeline", "1"]), [one.id, two.id]);
+        assert_eq!(
+            story.ids(&["--until", &five.after, "--timeline", "2"]),
+            [one.id, two.id, four.id, five.id]
+        );
+        assert_eq!(
+            story.ids(&["--until", &five.after, "--timeline", "latest"]),
+            [one.id],
+            "timeline 3 had nothing of its own by then"
+        );
         let plan = story.site.walden.run(&["recover", "--until", &five.after, "--plan"]).ok();
+        assert!(
+            plan.stdout.contains("the newest that ended before the target, on the way to timeline 2"),
+            "{plan}"
+        );
         assert!(
             plan.stdout.contains("timeline 2 was live at the target; timeline 3 was made later"),
             "{plan}"

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::super::{BLOCK_SIZE, Lsn, ParseError, TimelineId};
 use super::super::record::align;
-use super::super::{Carry, Record, RecordVisitor, RelFileLocator, ResourceManager};
+use super::super::{Carry, Record, RecordVisitor, RelFileLocator, ResourceManager, SegmentSummary};
 use super::activity::Activity;
 use super::contribution::{Contribution, Findings, precedes};
 use super::decide::decide;
@@ -58,6 +58,8 @@ pub struct Tracker {
     toast: HashSet<RelFileLocator>,
     /// What the reader of the last segment left.
     carry: Option<Carry>,
+    /// What the record told that the last two segments share.
+    shared: Option<SegmentSummary>,
 }
 
 /// What is kept of a tracker as JSON.
@@ -85,6 +87,7 @@ impl Tracker {
             open: HashMap::new(),
             toast: HashSet::new(),
             carry: None,
+            shared: None,
         }
     }
 
@@ -110,6 +113,12 @@ impl Tracker {
         self.forget();
     }
 
+    /// Returns what the record tells that began in the segment before the last one and ended in that: its summary does
+    /// not count it. None if there is none, or the record tells nothing.
+    pub fn shared_record(&self) -> Option<&SegmentSummary> {
+        self.shared.as_ref()
+    }
+
     /// Takes note that something was not seen.
     fn forget(&mut self) {
         self.unseen = Unseen::Any;
@@ -131,6 +140,7 @@ impl Tracker {
             });
         }
         let mut events = Vec::new();
+        self.shared = None;
         self.toast
             .extend(frame.findings.toast.iter().take(MAX_TOAST.saturating_sub(self.toast.len())).copied());
         if let Some(findings) = self.head(contribution) {
@@ -171,7 +181,8 @@ impl Tracker {
         }
         debug_assert!(body_len <= head.len());
         let mut scanner = EventScanner::new(self.options.clone());
-        scanner.visit(&Record {
+        let mut summary = SegmentSummary::default();
+        let record = Record {
             lsn: partial.start,
             end_lsn: end_of_head(frame.start, head.len()),
             xid: header.xid(),
@@ -180,7 +191,12 @@ impl Tracker {
             total_len: header.total_len(),
             major_version: frame.major_version,
             body: &partial.kept,
-        });
+        };
+        scanner.visit(&record);
+        if summary.wants(record.rmid, record.info) {
+            summary.visit(&record);
+            self.shared = Some(summary);
+        }
         Some(scanner.into_findings())
     }
 
@@ -273,6 +289,7 @@ impl Tracker {
             open: state.open.into_iter().collect(),
             toast: state.toast.into_iter().collect(),
             carry: if carry.is_empty() { None } else { Some(Carry::from_bytes(&carry)?) },
+            shared: None,
         })
     }
 }
