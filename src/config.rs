@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::upkeep::retention::Policy;
+
 /// Where the configuration is looked for when neither `--config` nor `$WALDEN_CONFIG` names it.
 pub const DEFAULT_PATH: &str = "/etc/walden/walden.toml";
 
@@ -28,6 +30,8 @@ pub struct Config {
     pub encryption: Encryption,
     /// How WAL is archived.
     pub archive: Archive,
+    /// What `expire` keeps in each repository that has a policy, by the repository's name.
+    pub retention: BTreeMap<String, Policy>,
 }
 
 /// How to reach the server.
@@ -71,6 +75,8 @@ pub struct RepositoryConfig {
     pub checksums: Option<bool>,
     /// Whether writes ask the store to refuse an existing key; off for stores that cannot.
     pub conditional_writes: Option<bool>,
+    /// What `expire` keeps here, instead of the `[retention]` for all.
+    pub retention: Option<RetentionFile>,
 }
 
 /// Whom to encrypt to.
@@ -139,7 +145,6 @@ struct File {
     #[serde(default)]
     archive: ArchiveFile,
     #[serde(default)]
-    #[allow(dead_code, reason = "checked here, used once expire exists")]
     retention: RetentionFile,
 }
 
@@ -162,10 +167,11 @@ struct ArchiveFile {
     event_rows: Option<u64>,
 }
 
-#[derive(Default, Deserialize)]
+/// A retention as it is written.
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "checked here, used once expire exists")]
-struct RetentionFile {
+pub struct RetentionFile {
+    /// See [`Policy`].
     keep_last: Option<u32>,
     keep_daily: Option<u32>,
     keep_weekly: Option<u32>,
@@ -199,6 +205,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let file: File = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
         let base = path.parent().unwrap_or(Path::new("/"));
+        let retention = parse_retentions(&file.retention, &file.repository)?;
         let config = Self {
             path: path.to_path_buf(),
             cluster: check_cluster_name(file.cluster)?,
@@ -208,6 +215,7 @@ impl Config {
             repositories: check_repositories(file.repository, base)?,
             encryption: parse_encryption(file.encryption, base)?,
             archive: parse_archive(&file.archive)?,
+            retention,
         };
         if let Acknowledge::Count(n) = config.archive.acknowledge
             && (n == 0 || n > config.repositories.len())
@@ -218,6 +226,11 @@ impl Config {
             )));
         }
         Ok(config)
+    }
+
+    /// Returns what `expire` keeps in the repository `name`; none: nothing is removed there.
+    pub fn retention_of(&self, name: &str) -> Option<Policy> {
+        self.retention.get(name).copied()
     }
 
     /// Returns the directory of this cluster's state.
@@ -361,6 +374,37 @@ fn parse_archive(file: &ArchiveFile) -> Result<Archive> {
         return Err(Error::config("archive.event_rows = 0: it is at least 1"));
     }
     Ok(Archive { acknowledge, parallel, deadline, look_ahead, prefetch, event_rows })
+}
+
+/// Returns the policy of each repository that has one: its own, as a whole, or else that for all.
+fn parse_retentions(
+    for_all: &RetentionFile,
+    repositories: &[RepositoryConfig],
+) -> Result<BTreeMap<String, Policy>> {
+    let for_all = parse_retention("retention", for_all)?;
+    let mut policies = BTreeMap::new();
+    for repository in repositories {
+        let policy = match &repository.retention {
+            None => for_all,
+            Some(own) => parse_retention(&format!("retention of repository \"{}\"", repository.name), own)?,
+        };
+        if !policy.is_empty() {
+            policies.insert(repository.name.clone(), policy);
+        }
+    }
+    Ok(policies)
+}
+
+fn parse_retention(key: &str, file: &RetentionFile) -> Result<Policy> {
+    let window = file.window.as_deref().map(|text| parse_duration(&format!("{key}.window"), text));
+    Ok(Policy {
+        keep_last: file.keep_last,
+        keep_daily: file.keep_daily,
+        keep_weekly: file.keep_weekly,
+        keep_monthly: file.keep_monthly,
+        keep_yearly: file.keep_yearly,
+        window: window.transpose()?,
+    })
 }
 
 fn parse_duration(key: &str, text: &str) -> Result<Duration> {

@@ -44,6 +44,9 @@ pub struct Args {
     /// Make the checkpoint at the start at once instead of spreading it
     #[arg(long)]
     fast: bool,
+    /// Pin the backup: no retention removes it, until unpin
+    #[arg(long)]
+    keep: bool,
     /// How many pieces are built and sent at once [default: the number of processors, at least 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: Option<u16>,
@@ -128,6 +131,8 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     note_bad_pages(&index, &taken);
     take_names(&server, sysid, &index);
     write_digest(&keys, sysid, &completed.repositories, &sealer, &index, true);
+    let pinned =
+        if args.keep { super::pin::pin(&repositories, &keys, &taken.summary.id).map(drop) } else { Ok(()) };
     report(args, &taken, &completed, began.elapsed())?;
     let id = &taken.summary.id;
     if let Some((repository, error)) = completed.failed.into_iter().next() {
@@ -135,6 +140,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
             .context(format!("backup {id} is complete, but not in repository \"{}\"", repository.name()))
             .with_hint("the next backup goes there again"));
     }
+    pinned.map_err(|error| error.context(format!("backup {id} is complete, but not pinned everywhere")))?;
     if taken.summary.bad_pages > 0 {
         let first = taken.bad_files.first().map(|bad| format!(": {bad}")).unwrap_or_default();
         return Err(Error::corrupt(format!("{} pages have wrong checksums{first}", taken.summary.bad_pages))

@@ -8,9 +8,10 @@ use crate::kind::Result;
 use crate::postgres::{SystemIdentifier, TimelineId, WalSegmentName};
 use crate::recovery::catalog::Catalog;
 use crate::repository::backup::BackupSummary;
-use crate::repository::{Repository, list_wal_timeline, timelines};
+use crate::repository::{Repository, list_pins, list_wal_timeline, timelines};
 use crate::upkeep::bad_pages::bad_pages;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// List the backups, or the archived WAL by ranges
 #[derive(Debug, clap::Args)]
@@ -67,7 +68,17 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     }
 }
 
+/// Returns the ids of the backups that are pinned in any repository.
+fn pins(catalog: &Catalog<'_>) -> Result<BTreeSet<String>> {
+    let mut pins = BTreeSet::new();
+    for repository in &catalog.repositories {
+        pins.extend(list_pins(repository, &catalog.keys).map_err(|error| repository.error("list", &error))?);
+    }
+    Ok(pins)
+}
+
 fn backups(catalog: &Catalog<'_>, index: &IndexHandle, format: Format) -> Result<()> {
+    let pins = pins(catalog)?;
     if format == Format::Json {
         let list: Vec<serde_json::Value> = catalog
             .backups
@@ -79,6 +90,7 @@ fn backups(catalog: &Catalog<'_>, index: &IndexHandle, format: Format) -> Result
                     // The pieces are the reader's matter and would bury the rest.
                     object.remove("pieces");
                     object.insert("repositories".into(), names.into());
+                    object.insert("pinned".into(), pins.contains(&backup.summary.id).into());
                 }
                 value
             })
@@ -95,7 +107,7 @@ fn backups(catalog: &Catalog<'_>, index: &IndexHandle, format: Format) -> Result
         let summary = &backup.summary;
         let names: Vec<&str> = backup.held_by.iter().map(|repository| repository.name()).collect();
         rows.push(vec![
-            summary.id.clone(),
+            format!("{}{}", summary.id, if pins.contains(&summary.id) { " (pinned)" } else { "" }),
             time(summary.stop_time),
             summary.timeline.0.to_string(),
             bytes(summary.size),

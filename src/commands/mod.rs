@@ -7,10 +7,12 @@ mod archive_push;
 mod base_backup;
 mod demo;
 mod events;
+mod expire;
 mod index;
 mod init;
 mod list;
 mod output;
+mod pin;
 mod progress;
 mod recover;
 mod resolve;
@@ -64,6 +66,10 @@ enum Command {
     Events(events::Args),
     Index(index::Args),
     Sync(sync::Args),
+    Expire(expire::Args),
+    Pin(pin::Args),
+    /// Let the retention decide over a backup again
+    Unpin(pin::Args),
     Resolve(resolve::Args),
     Demo(demo::Args),
 }
@@ -108,6 +114,9 @@ pub fn main() -> u8 {
         Command::Events(args) => events::run(global, args),
         Command::Index(args) => index::run(global, args),
         Command::Sync(args) => sync::run(global, args),
+        Command::Expire(args) => expire::run(global, args),
+        Command::Pin(args) => pin::run(global, args),
+        Command::Unpin(args) => pin::run_unpin(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),
     };

@@ -195,3 +195,35 @@ pub fn cluster_identifier(
         }
     }
 }
+
+/// Returns a lock that `expire` and `sync` hold while they work on this host: one must not copy what the other removes.
+/// Waits for it; where it cannot be had at all, none.
+pub fn upkeep_lock(config: &Config) -> Option<std::fs::File> {
+    let path = config.cluster_state_dir().join("upkeep.lock");
+    let open = || -> std::io::Result<std::fs::File> {
+        std::fs::create_dir_all(config.cluster_state_dir())?;
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
+        if file.try_lock().is_err() {
+            tracing::info!("waiting for another walden sync or walden expire to end");
+            file.lock()?;
+        }
+        Ok(file)
+    };
+    match open().map_err(durable::at(&path)) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            tracing::warn!("{error}; going on without the lock");
+            None
+        }
+    }
+}
+
+/// Returns the ids of the backups of which this host has a journal: they are being taken, or may be continued.
+pub fn backups_in_progress(config: &Config) -> std::collections::BTreeSet<String> {
+    let names = |dir: &Path| -> Vec<std::path::PathBuf> {
+        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let journals =
+        names(&config.cluster_state_dir().join("base-backup")).into_iter().flat_map(|dir| names(&dir));
+    journals.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
+}

@@ -1,12 +1,14 @@
 //! `walden sync`: copies what a repository lacks.
 
-use super::output::{Format, bytes, json};
+use super::output::{Format, bytes, count, json};
 use super::{Global, setup};
 use crate::config::Config;
 use crate::kind::Result;
 use crate::postgres::SystemIdentifier;
 use crate::progress::Progress;
-use crate::upkeep::sync::{mend, plan, run as copy};
+use crate::repository::Repository;
+use crate::upkeep::expire::wanted;
+use crate::upkeep::sync::{Task, mend, plan, run as copy};
 
 /// Copy what a repository lacks from one that has it
 ///
@@ -33,13 +35,15 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let config = Config::load(global.config.as_deref())?;
     let repositories = setup::repositories(&config)?;
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
+    let _lock = setup::upkeep_lock(&config);
     let index = setup::index(&config);
     if !args.dry_run {
         for key in mend(&repositories, &index)? {
             tracing::info!("mended {key}");
         }
     }
-    let (tasks, stamps) = plan(&config.cluster, sysid, &repositories)?;
+    let (mut tasks, stamps) = plan(&config.cluster, sysid, &repositories)?;
+    leave_out_expired(&config, &repositories, &mut tasks);
     let total: u64 = tasks.iter().map(|task| task.object.size).sum();
     if args.dry_run {
         if args.output == Format::Json {
@@ -79,5 +83,29 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
             tasks.len()
         ))),
         None => Ok(()),
+    }
+}
+
+/// Takes out what the next expire would remove again.
+fn leave_out_expired(config: &Config, repositories: &[Repository], tasks: &mut Vec<Task<'_>>) {
+    for to in repositories {
+        let Some(policy) = config.retention_of(to.name()) else { continue };
+        if !tasks.iter().any(|task| task.to.name() == to.name()) {
+            continue;
+        }
+        let others: Vec<&Repository> =
+            repositories.iter().filter(|other| other.name() != to.name()).collect();
+        let now = jiff::Timestamp::now();
+        let Some(wanted) = wanted(&config.cluster, (to, policy), &others, now) else { continue };
+        let before = tasks.len();
+        tasks.retain(|task| task.to.name() != to.name() || wanted(&task.object.key));
+        let left_out = before - tasks.len();
+        if left_out > 0 {
+            let objects = count(left_out, "object");
+            tracing::info!(
+                "{objects} that the retention of repository \"{}\" does not keep are not copied",
+                to.name()
+            );
+        }
     }
 }

@@ -84,6 +84,11 @@ impl ClusterKeys {
         format!("{}backup/", self.root)
     }
 
+    /// Returns the folder of pins, ending in `/`.
+    pub fn pins(&self) -> String {
+        format!("{}pin/", self.root)
+    }
+
     /// Returns the folder of one backup, ending in `/`.
     pub fn backup(&self, id: &str) -> String {
         format!("{}backup/{id}/", self.root)

@@ -223,7 +223,7 @@ live_test!(
         let mut bytes = fs::read(&path).expect("read");
         bytes[60_000] ^= 1;
         fs::write(&path, bytes).expect("write");
-        site.cluster.set("archive_command", &site.walden.command_line("archive-push %p"));
+        site.cluster.set("archive_command", site.walden.command_line("archive-push %p"));
         site.cluster.reload();
         site.cluster.wait_archived(&segment);
         assert!(site.cluster.log().contains(&format!("WAL segment \"{segment}\" has a bad record at ")), "{}", site.cluster.log());

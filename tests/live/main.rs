@@ -13,6 +13,7 @@ mod crash;
 mod demo;
 mod doubt;
 mod events;
+mod expire;
 mod histories;
 mod init;
 mod large;

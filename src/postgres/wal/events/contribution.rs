@@ -18,7 +18,7 @@ pub(super) struct End {
     #[serde(rename = "l")]
     pub(super) lsn: u64,
     #[serde(rename = "e")]
-    pub(super) record_end: u64,
+    pub(super) next_record: u64,
     #[serde(rename = "t")]
     pub(super) time: i64,
     #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]

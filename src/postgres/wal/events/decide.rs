@@ -77,7 +77,7 @@ pub(super) fn decide(
         xid: end.xid,
         time: PgTimestamp(end.time),
         lsn: Lsn(end.lsn),
-        end_lsn: Lsn(end.record_end),
+        end_lsn: Lsn(end.next_record),
         name: None,
         is_uncertain: activity.is_incomplete,
     };

@@ -307,7 +307,7 @@ impl EventScanner {
             xid: end.xid,
             is_aborted: end.outcome == TransactionOutcome::Aborted,
             lsn: record.lsn.0,
-            record_end: record.end_lsn.0,
+            next_record: record.end_lsn.0,
             time: end.time.0,
             database: end.database,
             subxids: end.subxids().collect(),

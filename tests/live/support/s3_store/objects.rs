@@ -167,8 +167,14 @@ impl S3 for Objects {
         let objects = contents.bucket(&input.bucket)?;
         let (mut keys, mut prefixes) = (Vec::new(), Vec::<CommonPrefix>::new());
         let (mut last, mut truncated) = (String::new(), false);
-        for (key, object) in objects.range::<String, _>((Bound::Excluded(after.clone()), Bound::Unbounded)) {
-            if !key.starts_with(&prefix) || done_prefix.is_some_and(|_| key.starts_with(&after)) {
+        // What has the prefix stands together.
+        let from =
+            if after < prefix { Bound::Included(prefix.clone()) } else { Bound::Excluded(after.clone()) };
+        for (key, object) in objects.range::<String, _>((from, Bound::Unbounded)) {
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            if done_prefix.is_some_and(|_| key.starts_with(&after)) {
                 continue;
             }
             let rolled_up = delimiter.as_ref().and_then(|delimiter| {

@@ -1,0 +1,105 @@
+//! How long the plan of `expire` takes over 100,000 segments and 500 backups in an S3 store in memory, over loopback, by
+//! listings and the summaries of backups: `cargo bench --bench expire`.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::result_large_err)]
+
+mod rows;
+#[path = "../tests/live/support/s3_store/mod.rs"]
+#[allow(
+    dead_code,
+    unused_imports,
+    clippy::wildcard_imports,
+    clippy::doc_markdown,
+    clippy::needless_pass_by_value
+)]
+mod s3_store;
+
+use s3_store::{BUCKET, S3Store};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use walden::postgres::WalSegmentSize;
+use walden::repository::{ClusterFile, ClusterKeys, Repository};
+use walden::storage::{Retry, S3Options, S3Storage};
+use walden::upkeep::expire::{Request, plan};
+use walden::upkeep::retention::Policy;
+
+const SEGMENTS: u64 = 100_000;
+const BACKUPS: u64 = 500;
+/// Pieces of each backup: a database of 1 GiB and more.
+const PIECES: u64 = 40;
+
+fn main() {
+    let store = S3Store::start();
+    fill(&store);
+    let options = S3Options {
+        bucket: BUCKET.to_owned(),
+        region: Some("us-east-1".to_owned()),
+        endpoint: Some(store.endpoint.clone()),
+        path_style: true,
+        ..S3Options::default()
+    };
+    let policy = Policy {
+        keep_daily: Some(30),
+        keep_weekly: Some(12),
+        keep_monthly: Some(12),
+        window: Some(Duration::from_hours(7 * 24)),
+        ..Policy::default()
+    };
+    println!("{:<32}{:>12}{:>12}{:>12}", "", "plan, s", "requests", "removed");
+    for _ in 0..3 {
+        let storage = S3Storage::with_credentials(options.clone(), &store.access_key, &store.secret_key);
+        let repository = Repository::new("s3", Arc::new(Retry::new(storage, 4)), Duration::from_mins(1));
+        let request = Request {
+            cluster: "main",
+            repositories: vec![(&repository, Some(policy))],
+            only: None,
+            now: jiff::Timestamp::now(),
+            busy: BTreeSet::new(),
+        };
+        store.forget_requests();
+        let began = Instant::now();
+        let made = plan(&request);
+        let took = began.elapsed().as_secs_f64();
+        assert!(made.skipped.is_empty(), "{:?}", made.skipped);
+        let removed = made.repositories[0].removed().objects;
+        assert!(removed > 1000, "{removed}");
+        let name = format!("{SEGMENTS} segments, {BACKUPS} backups");
+        println!("{name:<32}{took:>12.2}{:>12}{removed:>12}", store.requests().len());
+    }
+}
+
+/// Makes up an archive of 500 days: a backup and two hundred segments a day.
+fn fill(store: &S3Store) {
+    let keys = ClusterKeys::new("main", rows::SYSID);
+    let file = ClusterFile::new("main", rows::SYSID, WalSegmentSize::DEFAULT, 17);
+    store.put_raw(&keys.cluster_file(), serde_json::to_vec(&file).expect("JSON"));
+    for at in 0..SEGMENTS {
+        let key = format!("{}00000001/{:08X}/{}-{at:08x}.lz4.age", keys.wal(), at >> 8, rows::name(at));
+        store.put_raw(&key, "x");
+    }
+    let now = jiff::Timestamp::now().as_second();
+    for day in 0..BACKUPS {
+        let stop = jiff::Timestamp::from_second(now - (BACKUPS - day).cast_signed() * 86400).expect("a time");
+        let first = day * (SEGMENTS / BACKUPS);
+        let id = format!("{}-00000001-{day:08x}", stop.strftime("%Y%m%dT%H%M%SZ"));
+        let object = |name: &str| serde_json::json!({ "name": name, "size": 1, "crc32": "00000000" });
+        let pieces: Vec<String> = (0..PIECES).map(|piece| format!("data/{piece:07}.lz4.age")).collect();
+        let summary = serde_json::json!({
+            "format": 1, "id": id, "cluster": "main", "system_identifier": rows::SYSID, "major_version": 17,
+            "server_version": "17.0", "walden_version": "0", "label": "l", "from_standby": false, "timeline": 1,
+            "start_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 40),
+            "stop_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 4000),
+            "checkpoint_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 80),
+            "start_time": stop, "stop_time": stop, "next_xid": 7, "wal_segment_size": 16 << 20,
+            "data_checksums": true, "encrypted": true, "ending": ".lz4.age", "data_dir": "/d", "size": 1,
+            "stored_size": 1, "files": 1, "manifest": object("manifest.jsonl.lz4.age"),
+            "pieces": pieces.iter().map(|name| object(name)).collect::<Vec<_>>(),
+        });
+        let folder = keys.backup(&id);
+        for name in pieces.iter().map(String::as_str).chain(["manifest.jsonl.lz4.age"]) {
+            store.put_raw(&format!("{folder}{name}"), "x");
+        }
+        store.put_raw(&format!("{folder}backup.json"), summary.to_string());
+    }
+}

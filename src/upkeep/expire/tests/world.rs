@@ -1,0 +1,186 @@
+//! A made-up archive: backups, segments and histories as a repository has them, with the times that a test gives them.
+
+use super::memory::Memory;
+use crate::codec::{LZ4, Opener, Sealer};
+use crate::index::IndexHandle;
+use crate::postgres::{Lsn, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
+use crate::progress::Progress;
+use crate::recovery::catalog::Catalog;
+use crate::recovery::path::walk;
+use crate::recovery::plan::{Request as RecoveryRequest, plan as recovery_plan};
+use crate::recovery::target::{Target, TimelineChoice};
+use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, StoredObject, manifest_name, piece_name};
+use crate::repository::{ClusterFile, ClusterKeys, Repository};
+use crate::storage::Storage;
+use crate::upkeep::expire::{Outcome, Request, carry_out, plan};
+use crate::upkeep::retention::Policy;
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) const SYSID: SystemIdentifier = SystemIdentifier(7);
+pub(super) const SIZE: WalSegmentSize = WalSegmentSize::DEFAULT;
+
+pub(super) struct World {
+    pub(super) store: Arc<Memory>,
+    pub(super) keys: ClusterKeys,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let world = Self { store: Arc::new(Memory::default()), keys: ClusterKeys::new("main", SYSID) };
+        world.init(SYSID);
+        world
+    }
+
+    fn init(&self, sysid: SystemIdentifier) {
+        let file = ClusterFile::new("main", sysid, SIZE, 17);
+        let keys = ClusterKeys::new("main", sysid);
+        self.store.put(&keys.cluster_file(), serde_json::to_vec(&file).unwrap());
+    }
+
+    /// Returns the same archive under another system identifier, as pg_upgrade makes one.
+    pub(super) fn upgraded(&self, sysid: SystemIdentifier) -> Self {
+        self.init(sysid);
+        Self { store: Arc::clone(&self.store), keys: ClusterKeys::new("main", sysid) }
+    }
+
+    pub(super) fn copy(&self) -> Self {
+        Self { store: Arc::new(self.store.copy()), keys: self.keys.clone() }
+    }
+
+    pub(super) fn segment_key(&self, timeline: u32, number: u64) -> String {
+        let name = WalSegmentName::from_number(TimelineId(timeline), number, SIZE);
+        self.keys.wal_object(crate::postgres::ArchiveFileName::Segment(name), number as u32, LZ4)
+    }
+
+    pub(super) fn segment(&self, timeline: u32, number: u64, stored: Timestamp) {
+        self.store.set_now(stored);
+        self.store.put(&self.segment_key(timeline, number), "x");
+    }
+
+    pub(super) fn has_segment(&self, timeline: u32, number: u64) -> bool {
+        self.store.has(&self.segment_key(timeline, number))
+    }
+
+    pub(super) fn history(&self, timeline: u32, text: &str, stored: Timestamp) {
+        self.store.set_now(stored);
+        let crc = crc32fast::hash(text.as_bytes());
+        let name = crate::postgres::ArchiveFileName::History(TimelineId(timeline));
+        let body = Sealer::unencrypted().seal(text.as_bytes()).unwrap();
+        self.store.put(&self.keys.wal_object(name, crc, LZ4), body);
+    }
+
+    /// Stores a backup that needs the segments `first` to `last`; they are not stored by this. Returns its id.
+    pub(super) fn backup(&self, timeline: u32, first: u64, last: u64, stop: Timestamp) -> String {
+        self.store.set_now(stop);
+        let id = format!("{}-{:08X}-{first:08x}", stop.strftime("%Y%m%dT%H%M%SZ"), timeline);
+        let folder = self.keys.backup(&id);
+        let put = |name: String, body: &'static [u8]| {
+            self.store.put(&format!("{folder}{name}"), body);
+            StoredObject::of(name, body)
+        };
+        let pieces = (0..3).map(|number| put(piece_name(number, LZ4), b"piece")).collect();
+        let manifest = put(manifest_name(LZ4), b"manifest");
+        let summary = BackupSummary {
+            format: BACKUP_FORMAT,
+            id: id.clone(),
+            cluster: "main".into(),
+            system_identifier: self.keys.root().split('/').nth(1).unwrap().parse().unwrap(),
+            major_version: 17,
+            server_version: "17.0".into(),
+            walden_version: "0".into(),
+            label: "l".into(),
+            note: None,
+            from_standby: false,
+            timeline: TimelineId(timeline),
+            start_lsn: Lsn(first * SIZE.bytes() + 40),
+            stop_lsn: Lsn(last * SIZE.bytes() + 80),
+            checkpoint_lsn: Lsn(first * SIZE.bytes() + 50),
+            start_time: stop,
+            stop_time: stop,
+            next_xid: Some(7),
+            wal_segment_size: SIZE,
+            data_checksums: true,
+            encrypted: false,
+            ending: LZ4.into(),
+            data_dir: "/d".into(),
+            tablespaces: vec![],
+            external_config: None,
+            size: 1,
+            stored_size: 1,
+            files: 1,
+            bad_pages: 0,
+            manifest,
+            config: None,
+            pieces,
+        };
+        self.store.put(&format!("{folder}backup.json"), serde_json::to_vec(&summary).unwrap());
+        id
+    }
+
+    pub(super) fn backups(&self) -> BTreeSet<String> {
+        let folder = self.keys.backups();
+        let keys = self.store.keys();
+        let ids = keys.iter().filter_map(|key| key.strip_prefix(&folder)?.strip_suffix("/backup.json"));
+        ids.map(str::to_owned).collect()
+    }
+
+    pub(super) fn repository(&self) -> Repository {
+        repository("primary", Arc::clone(&self.store) as _)
+    }
+
+    pub(super) fn expire(&self, policy: Policy, now: Timestamp) -> Outcome {
+        expire(&self.repository(), policy, now)
+    }
+
+    /// Returns whether `lsn` on `timeline` can be reached: the way that the recovery planner looks for before it reads any
+    /// segment.
+    pub(super) fn reaches(&self, timeline: u32, lsn: u64) -> bool {
+        let repository = self.repository();
+        let catalog = Catalog::read(&[&repository], "main", SYSID).unwrap();
+        let history = catalog.history(TimelineId(timeline), &Opener::without_identity()).unwrap();
+        catalog.backups.iter().map(|backup| &backup.summary).any(|backup| {
+            let (start, stop) = (backup.start_lsn, backup.stop_lsn);
+            let is_on_branch = history.contains(backup.timeline, start)
+                && history.contains(backup.timeline, Lsn(stop.0 - 1));
+            let end =
+                || walk(&catalog, &history, start).unwrap().last().map_or(Lsn(0), |last| last.end(SIZE));
+            is_on_branch && stop.0 <= lsn && end() >= stop && end().0 > lsn
+        })
+    }
+
+    /// Returns whether the planner finds a way to bring the backup up by itself.
+    pub(super) fn restores(&self, id: &str) -> bool {
+        let request = RecoveryRequest {
+            cluster: "main".into(),
+            target: Target::Immediate,
+            exclusive: false,
+            timeline: TimelineChoice::Current,
+            backup: Some(id.to_owned()),
+            through: vec![],
+        };
+        let (repository, opener) = (self.repository(), Opener::without_identity());
+        recovery_plan(&request, &[&repository], &opener, &IndexHandle::absent()).is_ok()
+    }
+}
+
+pub(super) fn repository(name: &str, store: Arc<dyn Storage>) -> Repository {
+    Repository::new(name, store, Duration::from_secs(10))
+}
+
+pub(super) fn expire(repository: &Repository, policy: Policy, now: Timestamp) -> Outcome {
+    let request = Request {
+        cluster: "main",
+        repositories: vec![(repository, Some(policy))],
+        only: None,
+        now,
+        busy: BTreeSet::new(),
+    };
+    let mut plan = plan(&request);
+    match plan.repositories.pop() {
+        Some(made) => carry_out(&made, &IndexHandle::absent(), &Progress::new()),
+        None => Outcome { failed: plan.skipped.pop().map(|skipped| skipped.error), ..Outcome::default() },
+    }
+}
