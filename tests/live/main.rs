@@ -17,6 +17,9 @@ mod expire;
 mod histories;
 mod init;
 mod large;
+#[path = "../markdown/mod.rs"]
+mod markdown;
+mod packaging;
 mod prefetch;
 mod recover;
 mod reports;
