@@ -11,6 +11,7 @@ mod backup;
 mod cli;
 mod crash;
 mod demo;
+mod docs;
 mod doubt;
 mod events;
 mod expire;
