@@ -143,7 +143,8 @@ live_test!(
         let ids = Ledger::ids(&site.cluster);
         let shell = Shell::new(&site);
         let data_dir = site.cluster.data_dir().to_owned();
-        site.cluster.stop(Stop::Immediate);
+        // A crash leaves the server's socket behind, which must not pass for a running server.
+        site.cluster.kill();
         fs::remove_dir_all(&data_dir).expect("remove");
         fs::remove_dir_all(site.work.join("state")).expect("remove");
         shell.run("runbook.md", "disk-lost");
