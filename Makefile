@@ -39,6 +39,8 @@ soak:
 	else \
 		set -x; cargo test -- --test-threads=2; \
 	fi
+	$(MAKE) deb
+	tests/quickstart.sh
 
 demo:
 	tests/install.sh --postgres-only

@@ -85,7 +85,8 @@ fn every_command_line_parses() {
     let (mut wrong, mut seen) = (Vec::new(), BTreeSet::new());
     for (path, page) in pages() {
         for block in blocks(&page) {
-            let joined = block.text.replace("\\\n", " ");
+            // The variable that has to be a number.
+            let joined = block.text.replace("\\\n", " ").replace("\"$COPY_PORT\"", "5499");
             for arguments in joined.lines().filter_map(walden_arguments) {
                 seen.extend(arguments.first().cloned());
                 let output = Command::new(env!("CARGO_BIN_EXE_walden"))
@@ -109,6 +110,29 @@ fn every_command_line_parses() {
     for command in ["init", "base-backup", "status", "list", "recover"] {
         assert!(seen.contains(command), "no page shows walden {command}");
     }
+}
+
+#[test]
+fn every_command_is_run_by_a_test_or_says_why_not() {
+    let tests = read(&root().join("tests/live/docs.rs"));
+    let quick_start = read(&root().join("docs/quickstart.md"));
+    let mut wrong = Vec::new();
+    for (path, page) in pages() {
+        for block in blocks(&page).into_iter().filter(|block| block.language == "sh") {
+            let file = path.file_name().unwrap().to_str().unwrap();
+            let good = match (&block.name, &block.not_run) {
+                (Some(name), None) => tests.contains(&format!("\"{file}\", \"{name}\"")),
+                (None, Some(reason)) => !reason.is_empty(),
+                // What is in the quick start is run by tests/quickstart.sh.
+                (None, None) => block.text.lines().all(|line| quick_start.lines().any(|run| run == line)),
+                (Some(_), Some(_)) => false,
+            };
+            if !good {
+                wrong.push(format!("{}:{}", path.display(), block.line));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "neither run nor marked (docs/development.md):\n  {}", wrong.join("\n  "));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::markdown::blocks;
 use crate::support::cluster::Stop;
 use crate::support::site::SiteOptions;
-use crate::support::tools::Finished;
+use crate::support::tools::{self, Finished};
 use crate::support::user::WorkDir;
 use crate::support::{
     Cluster, Ledger, Moto, Postgres, S3Client, Site, Walden, free_port, live_test, require, run, user,
@@ -63,8 +63,13 @@ impl Shell {
     /// Runs the blocks of a page that have this name, in one shell that ends at the first failure.
     #[track_caller]
     fn run(&self, page: &str, name: &str) -> Finished {
+        self.bash(&commands(page, name))
+    }
+
+    #[track_caller]
+    fn bash(&self, script: &str) -> Finished {
         let mut command = user::command("bash");
-        command.args(["-euo", "pipefail", "-c", &commands(page, name)]);
+        command.args(["-euo", "pipefail", "-c", script]);
         let environment = self.walden.command(["--version"]);
         command.envs(environment.get_envs().filter_map(|(name, value)| Some((name, value?))));
         run(command.envs(self.variables.iter().map(|(name, value)| (name, value)))).ok()
@@ -80,7 +85,8 @@ impl Shell {
 fn has_pg_dump(major: u32) -> bool {
     let client = Postgres::client("pg_dump");
     let version = client.is_file().then(|| run(user::command(&client).arg("--version")).ok().stdout);
-    let newest = version.and_then(|text| text.split_whitespace().nth(2)?.split('.').next()?.parse::<u32>().ok());
+    let newest =
+        version.and_then(|text| text.split_whitespace().nth(2)?.split('.').next()?.parse::<u32>().ok());
     require(newest, "pg_dump").is_some_and(|newest| newest >= major)
 }
 
@@ -225,5 +231,85 @@ live_test!(
         let mut back = shell.server(&site, &copy);
         assert_eq!(Ledger::ids(&back).last(), Some(&good.id));
         back.stop(Stop::Fast);
+    }
+);
+
+live_test!(
+    [15]
+    fn the_monthly_test(pg: Installation) {
+        if !has_pg_dump(pg.major) {
+            return;
+        }
+        let site = Site::with_backup(&pg);
+        site.fill(1);
+        Shell::new(&site).run("policies.md", "monthly-test");
+        assert!(!site.work.join("copy").exists());
+    }
+);
+
+live_test!(
+    [15]
+    fn migration_side_by_side_and_the_switch(pg: Installation) {
+        let site = Site::new(&pg);
+        let mut shell = Shell::new(&site);
+        // The old tool is one that keeps copies; what it gets, and what Walden gets, is the same.
+        let old = site.work.create_dir("old-archive");
+        user::give(&old);
+        shell.set("OLD", format!("cp %p {}/%f", old.display()));
+        shell.set("WALDEN", site.walden.command_line("").trim());
+        shell.run("migration.md", "side-by-side");
+        let segment = site.archive_a_segment();
+        assert!(old.join(&segment).exists() && !site.wal_objects("primary", &segment).is_empty());
+        shell.run("migration.md", "switch");
+        let segment = site.archive_a_segment();
+        assert!(!old.join(&segment).exists() && !site.wal_objects("primary", &segment).is_empty());
+    }
+);
+
+live_test!(
+    [17]
+    fn security_the_ceremony_and_a_rotation(pg: Installation) {
+        if tools::age().is_none() {
+            return;
+        }
+        let mut site = Site::with_backup(&pg);
+        let ceremony = WorkDir::new();
+        let shell = Shell::new(&site);
+        let script = format!("cd {}\n{}", ceremony.path().display(), commands("security.md", "ceremony"));
+        let finished = shell.bash(&script);
+        assert_eq!(finished.stdout.matches("the ceremony").count(), 2, "{finished}");
+
+        // Rotation: the new recipients instead of the old one, both identities where recovery is.
+        site.fill(1);
+        let old = fs::read_to_string(site.work.join("identity.txt")).expect("read");
+        let config = fs::read_to_string(&site.config).expect("read");
+        let recipients = finished.stdout.lines().filter(|line| line.starts_with("age1"));
+        let recipients: Vec<String> = recipients.take(2).map(|line| format!("\"{line}\"")).collect();
+        assert_eq!(recipients.len(), 2, "{finished}");
+        let line = config.lines().find(|line| line.starts_with("recipients")).expect("recipients");
+        let rotated = config.replace(line, &format!("recipients = [{}]", recipients.join(", ")));
+        fs::write(&site.config, rotated).expect("write");
+        site.fill(1);
+        let ids = Ledger::ids(&site.cluster);
+        let operations = fs::read_to_string(ceremony.join("operations.txt")).expect("read");
+        for (identity, code) in [(old.clone(), 4), (format!("{old}\n{operations}"), 0)] {
+            fs::write(site.work.join("identity.txt"), identity).expect("write");
+            let dir = site.work.join(format!("restored-{code}"));
+            let target = dir.display().to_string();
+            let finished = site.walden.run(&["recover", "--until", "latest", "--data-dir", &target, "--start"]);
+            if code != 0 {
+                assert_ne!(finished.code, 0, "the old identity alone does not open what is new: {finished}");
+                continue;
+            }
+            let mut back = shell.server(&site, &dir);
+            assert_eq!(Ledger::ids(&back), ids, "{finished}");
+            back.stop(Stop::Fast);
+        }
+        // The escrow key alone opens a backup that was taken since.
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        let escrow = fs::read_to_string(ceremony.join("escrow.txt")).expect("read");
+        fs::write(site.work.join("identity.txt"), escrow).expect("write");
+        site.restore("by-escrow", &["--until", "latest"]);
+        site.cluster.stop(Stop::Fast);
     }
 );
