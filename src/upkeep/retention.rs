@@ -63,7 +63,12 @@ impl fmt::Display for Policy {
 /// Returns the time at which the window ends: now, but never later than the newest thing that was stored, as the store
 /// has it. A clock that is far ahead, and an archive to which nothing comes any more, let nothing age.
 pub fn reference_time(now: Timestamp, newest_stored: Option<Timestamp>) -> Timestamp {
-    newest_stored.map_or(now, |newest| newest.min(now))
+    // Stores tell whole seconds: what was stored within that one has its time too.
+    let end = |newest: Timestamp| match newest.subsec_nanosecond() {
+        0 => newest.checked_add(SignedDuration::from_secs(1)).unwrap_or(newest),
+        _ => newest,
+    };
+    newest_stored.map_or(now, |newest| end(newest).min(now))
 }
 
 /// Where a backup was taken.

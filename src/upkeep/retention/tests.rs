@@ -148,6 +148,13 @@ fn a_clock_that_is_wrong_ages_nothing() {
     assert_eq!(kept("1970-01-01T00:00:00Z"), 10, "back before everything");
 }
 
+#[test]
+fn what_was_stored_within_a_whole_second_is_not_after_it() {
+    let (now, stored) = (at("2026-11-19T02:00:20Z"), at("2026-11-19T02:00:10Z"));
+    assert_eq!(reference_time(now, Some(stored)), at("2026-11-19T02:00:11Z"), "stores tell whole seconds");
+    assert_eq!(reference_time(stored, Some(stored)), stored, "never later than now");
+}
+
 /// The rules said in another way: a backup is kept by a rule if nothing later is of its period, and less than so many
 /// later periods have a backup.
 fn oracle(policy: &Policy, times: &[Timestamp], start: Option<Timestamp>) -> Vec<bool> {

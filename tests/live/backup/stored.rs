@@ -47,6 +47,8 @@ pub fn complete(site: &Site, repository: &str) -> Vec<(BackupSummary, PathBuf)> 
         assert_eq!(there.into_iter().collect::<BTreeSet<_>>(), expected, "{id} in {repository}");
         found.push((summary, folder));
     }
+    // Ids of one second are in no order.
+    found.sort_by_key(|(summary, _)| summary.start_lsn);
     found
 }
 
@@ -79,13 +81,25 @@ pub fn amcheck(cluster: &Cluster) {
 /// Returns the lines of the journals in the site's state directory: as many pieces are known to be stored, and one more
 /// for each journal.
 pub fn journal_lines(site: &Site) -> usize {
+    journals(site).iter().map(|text| text.split('\n').count() - 1).sum()
+}
+
+/// Returns how many bytes of stored pieces the journals in the site's state directory know of.
+pub fn journaled_bytes(site: &Site) -> u64 {
+    let size = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        line["object"]["size"].as_u64().unwrap_or(0)
+    };
+    journals(site).iter().flat_map(|text| text.lines().map(size).collect::<Vec<_>>()).sum()
+}
+
+fn journals(site: &Site) -> Vec<String> {
     let mut files = Vec::new();
     walk(&site.work.join("state/main/base-backup"), &mut files);
-    let lines = |path: &PathBuf| {
-        let text = fs::read(path).unwrap_or_default();
-        text.split(|byte| *byte == b'\n').count() - 1
-    };
-    files.iter().map(lines).sum()
+    files
+        .iter()
+        .map(|path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned())
+        .collect()
 }
 
 /// Waits until no session of a backup is left on the server.
