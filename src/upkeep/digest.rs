@@ -163,7 +163,7 @@ mod tests {
         std::fs::write(&file, secret).unwrap();
         let opener = Opener::from_identity_file(&file).unwrap();
         assert_eq!(take_digests(&keys, sysid, &repositories, &opener, &new).unwrap(), 1);
-        assert_eq!(new.database_name(sysid, 5, 1).unwrap().as_deref(), Some("app"));
+        assert_eq!(new.database_names(sysid, 5).unwrap()[0].name, "app");
         assert!(new.events(sysid, &EventFilter::default()).unwrap().is_empty());
         assert_eq!(parse(b"{\"later\":1}\n").unwrap(), []);
     }
