@@ -5,6 +5,8 @@
 
 mod catalog;
 
+pub use catalog::CatalogPart;
+
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{Lsn, SystemIdentifier};
 use std::collections::BTreeMap;
