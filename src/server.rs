@@ -177,6 +177,12 @@ impl Server {
         Ok(rows.into_iter().filter_map(pair).collect())
     }
 
+    /// Returns whether the role may execute a function, given with the types of its arguments.
+    pub fn may_execute(&mut self, function: &str) -> Result<bool> {
+        let sql = format!("select has_function_privilege({}, 'execute')", quote_literal(function));
+        Ok(self.query_one_text(&sql)? == "t")
+    }
+
     /// Returns whether the server is a standby, or still in recovery for another reason.
     pub fn is_in_recovery(&mut self) -> Result<bool> {
         Ok(self.query_one_text("select pg_is_in_recovery()")? == "t")
