@@ -9,6 +9,7 @@ use std::time::Duration;
 use walden::index::Index;
 
 use crate::support::s3_store::{Conditions, Fault, Operation, Rule};
+use crate::support::site::walk;
 use crate::support::tools::run;
 use crate::support::user::{self, WorkDir};
 use crate::support::{
@@ -38,7 +39,8 @@ impl Report {
     fn says(&self, name: &str, state: &str, part: &str) -> &Self {
         let item = self.item(name);
         assert_eq!(item["state"], state, "{name}: {item}");
-        let text = format!("{} {}", item["found"].as_str().unwrap_or(""), item["hint"].as_str().unwrap_or(""));
+        let text =
+            format!("{} {}", item["found"].as_str().unwrap_or(""), item["hint"].as_str().unwrap_or(""));
         assert!(text.contains(part), "{name} does not say {part}: {text}");
         self
     }
@@ -93,7 +95,8 @@ live_test!(
         let work = WorkDir::new();
         let walden = Walden::new(&work.join("walden.toml"));
         let repository = format!("primary=file://{}", work.join("repo").display());
-        let (data_dir, state) = (cluster.data_dir().display().to_string(), work.join("state").display().to_string());
+        let (data_dir, state) =
+            (cluster.data_dir().display().to_string(), work.join("state").display().to_string());
         let connection = cluster.connection_string();
         let init = ["init", "--data-dir", &data_dir, "--state-dir", &state, "--repository", &repository];
         walden.run(&[&init[..], &["--connection", &connection, "--apply"]].concat()).ok();
@@ -111,9 +114,8 @@ live_test!(
         report.says("identity", "risk", "on the host of the database");
         report.says("primary delete", "risk", "second repository").says("primary list", "ok", "");
         report.says("archive_timeout", "warning", "1min");
-        let probes = crate::support::site::walk;
         let mut left = Vec::new();
-        probes(&work.join("repo"), &mut left);
+        walk(&work.join("repo"), &mut left);
         assert!(!left.iter().any(|path| path.to_string_lossy().contains("/check/")), "{left:?}");
         let operations = Index::open(&work.join("state/main/index.sqlite")).unwrap().operations(9).unwrap();
         let checks: Vec<_> = operations.iter().filter(|operation| operation.command == "check").collect();
@@ -376,10 +378,7 @@ live_test!(
         let site = Site::new(&pg);
         site.walden.run(&["base-backup", "--fast"]).ok();
         let newest = site.archive_a_segment();
-        let dir = site.restore("standby", &["--until", "latest"]);
-        let _ = fs::remove_file(dir.join("recovery.signal"));
-        crate::support::restored::make_standby(&dir);
-        let mut standby = Cluster::open(&pg, &dir);
+        let mut standby = site.standby(&pg, "standby");
         standby.start();
         let config = standby_config(&site, &standby);
         let report = check_with(&Walden::new(&config), &[], 0);

@@ -43,7 +43,8 @@ pub(super) fn run_together(
         loop {
             let item = match receiver.recv_timeout(limit.saturating_sub(began.elapsed())) {
                 Ok(item) => item,
-                Err(RecvTimeoutError::Disconnected) => match thread.take().map(std::thread::JoinHandle::join) {
+                Err(RecvTimeoutError::Disconnected) => match thread.take().map(std::thread::JoinHandle::join)
+                {
                     None | Some(Ok(())) => break,
                     Some(Err(_)) => unfinished(&name, "it panicked, which is a bug of walden".to_owned()),
                 },
