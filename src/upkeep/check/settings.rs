@@ -104,8 +104,8 @@ impl Judge<'_> {
             _ => Self::failed(
                 NAME,
                 "off: nothing is archived, and what happens now cannot be recovered",
-                "a recovered copy begins so (its postgresql.auto.conf says it) and needs ALTER SYSTEM RESET archive_mode to \
-                 go into production; else walden init --apply sets it; then restart the server",
+                "walden init --apply sets it; then restart the server. A recovered copy begins so, unless it was restored with \
+                 --take-over",
             ),
         };
         (false, item)
