@@ -7,6 +7,7 @@ use crate::postgres::{ArchiveFileName, SystemIdentifier, TimelineId, WalSegmentN
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, SUMMARY_NAME};
 use crate::repository::{
     ClusterFile, ClusterKeys, Repository, WalObject, clusters, list_pins, read_summary, timelines,
+    wal_prefixes,
 };
 use crate::storage::{self, Object};
 use crate::upkeep::retention::{Branch, Candidate};
@@ -15,9 +16,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// How many listings and summaries are asked for at once.
 const PARALLEL: usize = 8;
-/// How many digits of a segment's folder one listing of WAL shares: 16 folders, 4096 segments of 16 MiB.
-const SHARED_DIGITS: usize = 7;
-
 /// A complete backup.
 #[derive(Debug, Clone)]
 pub(super) struct Held {
@@ -251,11 +249,7 @@ fn list_wal(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Vec<
     let store = repository.storage();
     let mut prefixes = BTreeSet::from([keys.histories(), keys.aside()]);
     for timeline in timelines(repository, keys)? {
-        let folder = keys.wal_timeline(timeline);
-        for high in store.list_folders(&folder, &repository.deadline())? {
-            let shared = high.get(..SHARED_DIGITS).unwrap_or(&high);
-            prefixes.insert(format!("{folder}{shared}"));
-        }
+        prefixes.extend(wal_prefixes(repository, keys, timeline)?);
     }
     let prefixes: Vec<String> = prefixes.into_iter().collect();
     let lists =
