@@ -171,6 +171,7 @@ else
     need util-linux setpriv
     need python3-venv /usr/lib/python3*/ensurepip/__init__.py
     need npm npm
+    need systemd systemd-analyze
 fi
 # A release without 15 has another major version, and then its absence is no reason to run apt each time.
 if [ ${#missing_packages[@]} -gt 0 ] &&

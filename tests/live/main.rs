@@ -12,12 +12,16 @@ mod check;
 mod cli;
 mod crash;
 mod demo;
+mod docs;
 mod doubt;
 mod events;
 mod expire;
 mod histories;
 mod init;
 mod large;
+#[path = "../markdown/mod.rs"]
+mod markdown;
+mod packaging;
 mod prefetch;
 mod recover;
 mod reports;

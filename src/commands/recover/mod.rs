@@ -419,10 +419,19 @@ fn free_port_from(options: &StartOptions, port: u16) -> Result<u16> {
     for candidate in port..port.saturating_add(1000) {
         let taken = std::net::TcpListener::bind(("127.0.0.1", candidate)).is_err();
         let socket = Path::new(&dir).join(format!(".s.PGSQL.{candidate}"));
-        if !taken && (dir.is_empty() || !socket.exists()) {
+        if !taken && (dir.is_empty() || !is_listened_to(&socket)) {
             return Ok(candidate);
         }
     }
     Err(Error::new(Kind::Server, format!("no free port from {port} onward"))
         .with_hint("give one with --port"))
+}
+
+/// Returns whether a server may listen there. One that crashed leaves its socket behind, which refuses and which the next server removes.
+fn is_listened_to(socket: &Path) -> bool {
+    use std::io::ErrorKind;
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+    }
 }
