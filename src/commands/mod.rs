@@ -5,6 +5,7 @@ mod archive_get;
 mod archive_prefetch;
 mod archive_push;
 mod base_backup;
+mod check;
 mod completions;
 mod demo;
 mod events;
@@ -64,6 +65,7 @@ enum Command {
     ArchivePrefetch(archive_prefetch::Args),
     BaseBackup(base_backup::Args),
     Recover(recover::Args),
+    Check(check::Args),
     Status(status::Args),
     List(list::Args),
     Events(events::Args),
@@ -119,6 +121,7 @@ pub fn main() -> u8 {
         }
         Command::BaseBackup(args) => base_backup::run(global, args),
         Command::Recover(args) => recover::run(global, args),
+        Command::Check(args) => check::run(global, args),
         Command::Status(args) => status::run(global, args),
         Command::List(args) => list::run(global, args),
         Command::Events(args) => events::run(global, args),

@@ -32,7 +32,7 @@ pub use facts::{BadWal, KnownCommit, SegmentFacts, TimelineSwitch};
 pub use found::Found;
 pub use held::{HeldChunk, HeldWal};
 pub use listed::ListedFile;
-pub use names::{DatabaseName, RelationName};
+pub use names::{DatabaseName, RelationName, nearest};
 pub use operations::Operation;
 pub use reading::Reading;
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};

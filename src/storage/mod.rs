@@ -80,6 +80,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Returns whether a write itself fails where its key is taken; else the store is asked first, and two writers may meet.
+    /// It is known after the first write.
+    fn writes_conditionally(&self) -> bool {
+        true
+    }
+
     /// Returns whether the root is there: the directory exists, the bucket answers. Does not say whether any
     /// cluster is in it.
     fn probe(&self, deadline: &Deadline) -> Result<()>;

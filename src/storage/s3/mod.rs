@@ -374,6 +374,10 @@ impl Storage for S3Storage {
         Ok(names)
     }
 
+    fn writes_conditionally(&self) -> bool {
+        !self.no_conditions.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     fn delete(&self, key: &str, deadline: &Deadline) -> Result<()> {
         let full = self.full(key)?;
         let answer = self.call(&format!("DeleteObject \"{key}\""), deadline, |client, mark| {
