@@ -18,6 +18,7 @@ mod names;
 mod operations;
 mod reading;
 mod schema;
+mod verified;
 mod wal;
 
 pub use backlog::Missing;
@@ -33,6 +34,7 @@ pub use listed::ListedFile;
 pub use names::{DatabaseName, RelationName};
 pub use operations::Operation;
 pub use reading::Reading;
+pub use verified::{Seen, Verification};
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};
