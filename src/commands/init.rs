@@ -4,6 +4,7 @@ use super::{Global, setup};
 use crate::codec::{self, Sealer};
 use crate::config::{self, Config, Location};
 use crate::durable;
+use crate::error::exit_code;
 use crate::kind::{Context, Error, Result};
 use crate::postgres::ControlFile;
 use crate::repository::{ClusterFile, ClusterKeys, Repository, recovery_text};
@@ -58,7 +59,15 @@ pub struct Args {
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let path = config::path_of(global.config.as_deref());
     let path = durable::absolute(&path).context("configuration")?;
-    if path.exists() { again(&path, args) } else { first(&path, args) }
+    let result = if path.exists() { again(&path, args) } else { first(&path, args) };
+    // The log is where the configuration says, which may only be there now.
+    if let Ok(config) = Config::load(Some(&path)) {
+        let index = setup::index(&config);
+        let operation = index.log_start("init", &config.cluster);
+        let details = serde_json::json!({ "configuration": path.display().to_string(), "apply": args.apply });
+        index.log_end_with(operation, &result, exit_code, &details.to_string());
+    }
+    result
 }
 
 fn first(path: &Path, args: &Args) -> Result<()> {

@@ -1,8 +1,9 @@
 //! Looking after what is archived. `status` says what there is and what can be recovered; `sync` copies what a repository
 //! lacks from one that has it; `expire` removes what the policy of `retention` does not keep; `events` says when something
 //! was lost, `deep` reads what the index has not read, and `digest` keeps in the repositories what the index found out;
-//! `names` gives tables their names; `rebuild` makes an index anew; `resolve` settles which of two contents of one name is
-//! right; `bad_pages` is what backups found in the database.
+//! `names` gives tables their names; `notify` tells somebody what happened; `rebuild` makes an index anew; `resolve` settles which of two contents of one name is
+//! right; `bad_pages` is what backups found in the database; `verdict` judges what `status` found, and `metrics`
+//! are the same for Prometheus.
 
 pub mod bad_pages;
 pub mod deep;
@@ -10,11 +11,14 @@ pub mod digest;
 pub mod events;
 pub mod expire;
 mod flow;
+pub mod metrics;
 pub mod names;
+pub mod notify;
 pub mod rebuild;
 pub mod resolve;
 pub mod retention;
 pub mod status;
 pub mod sync;
 mod unarchived;
+pub mod verdict;
 mod windows;

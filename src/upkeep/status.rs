@@ -58,6 +58,8 @@ pub struct RepositoryStatus {
     pub reachable: bool,
     /// Why it cannot be used; none if it can.
     pub problem: Option<String>,
+    /// When the cluster was set up in it.
+    pub created: Option<Timestamp>,
     /// The number of WAL segments in it.
     pub segments: usize,
     /// The bytes that they take there.
@@ -172,6 +174,7 @@ pub fn status(
             breaker: index.run(|index| index.breaker(repository.url())).flatten().map(BreakerStatus::from),
             reachable: problem.is_none(),
             problem,
+            created: look.created,
             segments: look.segments.len(),
             stored_bytes: look.stored_bytes,
             newest_segment: look.newest.map(|(name, _)| name),
@@ -227,6 +230,7 @@ pub fn status(
 
 #[derive(Debug, Default)]
 struct Look {
+    created: Option<Timestamp>,
     segments: std::collections::BTreeSet<WalSegmentName>,
     stored_bytes: u64,
     newest: Option<(WalSegmentName, Option<Timestamp>)>,
@@ -241,14 +245,14 @@ fn look(
     deadline: &Deadline,
 ) -> Result<Look, String> {
     let text = |error: storage::Error| error.to_string();
+    let mut look = Look::default();
     match ClusterState::ask(repository, cluster, sysid, deadline).map_err(text)? {
-        ClusterState::Known(_) => {}
+        ClusterState::Known(file) => look.created = Some(file.created),
         ClusterState::OtherOnly(_) => return Err(format!("not initialised for system identifier {sysid}")),
         ClusterState::Nothing => {
             return Err(format!("holds no cluster \"{cluster}\" (not mounted, or wrong prefix)"));
         }
     }
-    let mut look = Look::default();
     for timeline in timelines(repository, keys).map_err(text)? {
         for object in list_wal_timeline(repository, keys, timeline, deadline).map_err(text)? {
             if let Some(segment) = object.segment() {
