@@ -22,6 +22,9 @@ mod large;
 #[path = "../markdown/mod.rs"]
 mod markdown;
 mod packaging;
+mod monitor;
+mod notify;
+mod oplog;
 mod prefetch;
 mod recover;
 mod reports;
