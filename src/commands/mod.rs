@@ -19,6 +19,7 @@ mod resolve;
 mod setup;
 mod status;
 mod sync;
+mod verify;
 
 use crate::error::{CANNOT_ANSWER, exit_code};
 use crate::kind::{Error, Kind};
@@ -70,6 +71,7 @@ enum Command {
     Pin(pin::Args),
     /// Let the retention decide over a backup again
     Unpin(pin::Args),
+    Verify(verify::Args),
     Resolve(resolve::Args),
     Demo(demo::Args),
 }
@@ -117,6 +119,7 @@ pub fn main() -> u8 {
         Command::Expire(args) => expire::run(global, args),
         Command::Pin(args) => pin::run(global, args),
         Command::Unpin(args) => pin::run_unpin(global, args),
+        Command::Verify(args) => verify::run(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),
     };

@@ -34,7 +34,7 @@ pub use listed::ListedFile;
 pub use names::{DatabaseName, RelationName};
 pub use operations::Operation;
 pub use reading::Reading;
-pub use verified::{Seen, Verification};
+pub use verified::{Seen, Verification, below_cluster};
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};

@@ -2,7 +2,8 @@
 //! lacks from one that has it; `expire` removes what the policy of `retention` does not keep; `events` says when something
 //! was lost, `deep` reads what the index has not read, and `digest` keeps in the repositories what the index found out;
 //! `names` gives tables their names; `rebuild` makes an index anew; `resolve` settles which of two contents of one name is
-//! right; `bad_pages` is what backups found in the database.
+//! right; `verify` looks whether everything is still there and still what it was; `bad_pages` is what backups found in the
+//! database.
 
 pub mod bad_pages;
 pub mod deep;
@@ -17,4 +18,5 @@ pub mod retention;
 pub mod status;
 pub mod sync;
 mod unarchived;
+pub mod verify;
 mod windows;

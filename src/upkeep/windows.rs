@@ -1,9 +1,9 @@
 //! To which moments the cluster can be recovered.
 
 use crate::codec::Opener;
-use crate::index::{BadWal, Index, IndexHandle};
+use crate::index::{BadWal, Index, IndexHandle, TimelineSwitch};
 use crate::kind::{Kind, Result};
-use crate::postgres::{ArchiveFileName, Lsn, TimelineHistory, TimelineId, WalSegmentName};
+use crate::postgres::{ArchiveFileName, HistoryEntry, Lsn, TimelineHistory, TimelineId, WalSegmentName};
 use crate::recovery::catalog::Catalog;
 use crate::recovery::path::{WalPath, walk};
 use crate::recovery::scan;
@@ -66,18 +66,8 @@ impl Sources<'_, '_> {
         Ok(found)
     }
 
-    /// Without the identity an encrypted history cannot be read, and a host that only archives has none; but it may have
-    /// the history itself.
     fn history(&self, timeline: TimelineId) -> Result<TimelineHistory> {
-        match self.catalog.history(timeline, self.opener) {
-            Err(error) if error.kind() == Kind::Config => {
-                let file = self.pg_wal.join(ArchiveFileName::History(timeline).to_string());
-                let local = std::fs::read(file).ok();
-                let parsed = local.and_then(|text| TimelineHistory::parse(timeline, text).ok());
-                Ok(parsed.unwrap_or_else(|| TimelineHistory::root(timeline)))
-            }
-            history => history,
-        }
+        history_of(self.catalog, timeline, self.opener, self.pg_wal, self.index)
     }
 
     fn along(&self, history: &TimelineHistory, bad: &[BadWal]) -> Result<Vec<Window>> {
@@ -137,6 +127,45 @@ impl Sources<'_, '_> {
         }
         Ok(scan::last_commit(self.catalog, path, self.opener)?.map(|commit| commit.latest))
     }
+}
+
+/// Returns the history of a timeline. Without the identity an encrypted one cannot be read, and a host that only archives has
+/// none; but it may have the history itself in `pg_wal`, or its index knows where the timeline began.
+pub(super) fn history_of(
+    catalog: &Catalog<'_>,
+    timeline: TimelineId,
+    opener: &Opener,
+    pg_wal: &Path,
+    index: &IndexHandle,
+) -> Result<TimelineHistory> {
+    match catalog.history(timeline, opener) {
+        Err(error) if error.kind() == Kind::Config => {
+            let file = pg_wal.join(ArchiveFileName::History(timeline).to_string());
+            let local = std::fs::read(file).ok();
+            let parsed = local.and_then(|text| TimelineHistory::parse(timeline, text).ok());
+            let known = || {
+                let switches = index.run(|index| index.timeline_switches(catalog.sysid)).unwrap_or_default();
+                from_switches(timeline, &switches)
+            };
+            Ok(parsed.unwrap_or_else(known))
+        }
+        history => history,
+    }
+}
+
+/// Returns the history of a timeline as the beginnings of timelines in the WAL tell it, as far back as they are known.
+fn from_switches(timeline: TimelineId, switches: &[TimelineSwitch]) -> TimelineHistory {
+    let mut history = TimelineHistory::root(timeline);
+    let mut child = timeline.0;
+    while let Some(switch) =
+        switches.iter().find(|switch| switch.timeline == child && switch.previous < child)
+    {
+        let Ok(parent) = TimelineId::try_from(switch.previous) else { break };
+        let entry = HistoryEntry { timeline: parent, switch: switch.lsn, reason: String::new() };
+        history.ancestors.insert(0, entry);
+        child = switch.previous;
+    }
+    history
 }
 
 /// Ends the path with the first segment that has a bad record from `start` on, and returns that.

@@ -248,23 +248,42 @@ const DAMAGED: &str = ".damaged-";
 
 /// Lists everything below `wal/`, several folders of segments at once.
 fn list_wal(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Vec<WalObject>> {
-    let store = repository.storage();
     let mut prefixes = BTreeSet::from([keys.histories(), keys.aside()]);
     for timeline in timelines(repository, keys)? {
-        let folder = keys.wal_timeline(timeline);
-        for high in store.list_folders(&folder, &repository.deadline())? {
-            let shared = high.get(..SHARED_DIGITS).unwrap_or(&high);
-            prefixes.insert(format!("{folder}{shared}"));
-        }
+        prefixes.extend(segment_prefixes(repository, keys, timeline)?);
     }
+    Ok(list_prefixes(repository, prefixes)?.into_iter().filter_map(parse).collect())
+}
+
+/// Lists everything in the folder of a timeline, in the order of keys, several folders of segments at once.
+pub(in crate::upkeep) fn list_timeline(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    timeline: TimelineId,
+) -> storage::Result<Vec<Object>> {
+    list_prefixes(repository, segment_prefixes(repository, keys, timeline)?)
+}
+
+fn segment_prefixes(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    timeline: TimelineId,
+) -> storage::Result<BTreeSet<String>> {
+    let folder = keys.wal_timeline(timeline);
+    let highs = repository.storage().list_folders(&folder, &repository.deadline())?;
+    Ok(highs.iter().map(|high| format!("{folder}{}", high.get(..SHARED_DIGITS).unwrap_or(high))).collect())
+}
+
+fn list_prefixes(repository: &Repository, prefixes: BTreeSet<String>) -> storage::Result<Vec<Object>> {
     let prefixes: Vec<String> = prefixes.into_iter().collect();
+    let store = repository.storage();
     let lists =
         in_parallel(&prefixes, PARALLEL, |prefix| store.list(prefix, "", usize::MAX, &repository.deadline()));
     let mut found = Vec::new();
     for list in lists {
-        found.extend(list?.into_iter().filter_map(parse));
+        found.extend(list?);
     }
-    found.sort_by(|a, b| a.object.key.cmp(&b.object.key));
+    found.sort_by(|a: &Object, b| a.key.cmp(&b.key));
     Ok(found)
 }
 

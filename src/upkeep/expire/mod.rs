@@ -21,6 +21,7 @@ mod plan;
 mod remove;
 
 pub use inventory::Leftover;
+pub(in crate::upkeep) use inventory::list_timeline;
 pub use plan::{Amount, BackupPlan, Plan, RepositoryPlan, Request, Skipped, SystemPlan, plan, wanted};
 pub use remove::{Outcome, carry_out};
 
@@ -28,7 +29,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs `work` on every item, several at once, and returns the results in the order of the items.
-fn in_parallel<T: Sync, R: Send>(items: &[T], workers: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(in crate::upkeep) fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    workers: usize,
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
     let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::with_capacity(items.len()));
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
