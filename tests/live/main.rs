@@ -25,5 +25,6 @@ mod smoke;
 mod stores;
 mod support;
 mod sync;
+mod verify;
 mod wal_events;
 mod wal_reader;
