@@ -41,7 +41,8 @@ pub fn read_stored(repository: &Repository, key: &str, size: u64) -> Result<Vec<
     let reader = open(repository, key, size).map_err(|error| repository.error(&what, &error))?;
     let mut body = Vec::with_capacity(size as usize);
     reader.take(size + 1).read_to_end(&mut body).map_err(|error| {
-        Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", repository.name()))
+        let kind = if error.kind() == io::ErrorKind::InvalidData { Kind::Corrupt } else { Kind::Repository };
+        Error::new(kind, format!("{what} repository \"{}\": {error}", repository.name()))
     })?;
     Ok(body)
 }

@@ -222,7 +222,8 @@ impl<'v> Visit<'v> {
         {
             problem = Some((Wrong::Checksum, differs(found, expected)));
         }
-        let mut confirmed = target.expected.is_some() && now.crc.is_some();
+        // What a store says of an object does not tell whether its bytes rotted since.
+        let mut confirmed = target.expected.is_some() && self.repository.is_local();
         let to_check = deep.filter(|_| !self.knows_content(target, seen) || problem.is_some());
         if let Some(deep) = to_check
             && (problem.is_none() || content_decides)
