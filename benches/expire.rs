@@ -83,23 +83,11 @@ fn fill(store: &S3Store) {
         let stop = jiff::Timestamp::from_second(now - (BACKUPS - day).cast_signed() * 86400).expect("a time");
         let first = day * (SEGMENTS / BACKUPS);
         let id = format!("{}-00000001-{day:08x}", stop.strftime("%Y%m%dT%H%M%SZ"));
-        let object = |name: &str| serde_json::json!({ "name": name, "size": 1, "crc32": "00000000" });
-        let pieces: Vec<String> = (0..PIECES).map(|piece| format!("data/{piece:07}.lz4.age")).collect();
-        let summary = serde_json::json!({
-            "format": 1, "id": id, "cluster": "main", "system_identifier": rows::SYSID, "major_version": 17,
-            "server_version": "17.0", "walden_version": "0", "label": "l", "from_standby": false, "timeline": 1,
-            "start_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 40),
-            "stop_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 4000),
-            "checkpoint_lsn": format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + 80),
-            "start_time": stop, "stop_time": stop, "next_xid": 7, "wal_segment_size": 16 << 20,
-            "data_checksums": true, "encrypted": true, "ending": ".lz4.age", "data_dir": "/d", "size": 1,
-            "stored_size": 1, "files": 1, "manifest": object("manifest.jsonl.lz4.age"),
-            "pieces": pieces.iter().map(|name| object(name)).collect::<Vec<_>>(),
-        });
+        let (pieces, summary) = rows::backup_summary(rows::SYSID, &id, first, stop, PIECES);
         let folder = keys.backup(&id);
         for name in pieces.iter().map(String::as_str).chain(["manifest.jsonl.lz4.age"]) {
             store.put_raw(&format!("{folder}{name}"), "x");
         }
-        store.put_raw(&format!("{folder}backup.json"), summary.to_string());
+        store.put_raw(&format!("{folder}backup.json"), summary);
     }
 }

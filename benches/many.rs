@@ -22,18 +22,22 @@ const PUSHED: usize = 40;
 const ANSWERS: usize = 300;
 
 fn main() {
-    let Some(program) = std::env::var_os("WALDEN").map(PathBuf::from) else {
+    let Some(program) = std::env::var_os("WALDEN").and_then(|path| std::path::absolute(path).ok()) else {
         eprintln!("say in WALDEN which program to measure");
         std::process::exit(2);
     };
     println!(
-        "{:<18}{:>18}{:>18}{:>18}{:>22}{:>22}",
-        "archived before",
-        "push, p50 ms",
-        "known, p50 ms",
-        "get, p50 ms",
-        "events, p50 ms",
-        "of a table, p50 ms"
+        "{:<16}{:>10}{:>10}{:>10}{:>10}{:>14}{:>14}{:>10}{:>10}{:>10}",
+        "p50 ms, of",
+        "push",
+        "known",
+        "get",
+        "events",
+        "of a table",
+        "first status",
+        "status",
+        "list",
+        "list wal"
     );
     for archived in [100, 200_000] {
         let site = Site::new(&program, archived);
@@ -47,7 +51,12 @@ fn main() {
         let get = median(segments.iter().map(|name| site.get(name)).collect());
         let events = median((0..20).map(|_| site.run(&["events"])).collect());
         let table = median((0..20).map(|_| site.run(&["events", "--table", "public.t7"])).collect());
-        println!("{archived:<18}{push:>18}{known:>18}{get:>18}{events:>22}{table:>22}");
+        let first = median(vec![site.run(&["status"])]);
+        let timed = |command: &[&str]| median((0..20).map(|_| site.run(command)).collect());
+        let (status, list, wal) = (timed(&["status"]), timed(&["list"]), timed(&["list", "wal"]));
+        println!(
+            "{archived:<16}{push:>10}{known:>10}{get:>10}{events:>10}{table:>14}{first:>14}{status:>10}{list:>10}{wal:>10}"
+        );
     }
 }
 
@@ -108,6 +117,17 @@ impl Site {
             std::fs::create_dir_all(&directory).expect("create a directory");
             let object = format!("{}-{at:08x}.lz4.age", rows::name(at));
             std::fs::write(directory.join(object), "x").expect("write");
+        }
+        // One backup for four hundred segments.
+        let now = jiff::Timestamp::now().as_second();
+        for number in 0..count / 400 {
+            let stop = jiff::Timestamp::from_second(now - (count / 400 - number).cast_signed() * 3600)
+                .expect("a time");
+            let id = format!("{}-00000001-{number:08x}", stop.strftime("%Y%m%dT%H%M%SZ"));
+            let (_, summary) = rows::backup_summary(sysid, &id, 100 + number * 400, stop, 40);
+            let folder = cluster.join("backup").join(&id);
+            std::fs::create_dir_all(&folder).expect("create a directory");
+            std::fs::write(folder.join("backup.json"), summary).expect("write");
         }
     }
 

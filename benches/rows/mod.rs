@@ -69,6 +69,30 @@ pub fn fill_for(index: &Index, segments: Range<u64>, sysid: SystemIdentifier, ur
     }
 }
 
+/// Returns the names of the pieces of a made-up backup that begins and ends in the segment number `first`, and its
+/// `backup.json`.
+pub fn backup_summary(
+    sysid: SystemIdentifier,
+    id: &str,
+    first: u64,
+    stop: jiff::Timestamp,
+    pieces: u64,
+) -> (Vec<String>, String) {
+    let object = |name: &str| serde_json::json!({ "name": name, "size": 1, "crc32": "00000000" });
+    let pieces: Vec<String> = (0..pieces).map(|piece| format!("data/{piece:07}.lz4.age")).collect();
+    let lsn = |offset: u64| format!("{:X}/{:X}", first >> 8, ((first & 0xff) << 24) + offset);
+    let summary = serde_json::json!({
+        "format": 1, "id": id, "cluster": "main", "system_identifier": sysid, "major_version": 17,
+        "server_version": "17.0", "walden_version": "0", "label": "l", "from_standby": false, "timeline": 1,
+        "start_lsn": lsn(40), "stop_lsn": lsn(4000), "checkpoint_lsn": lsn(80),
+        "start_time": stop, "stop_time": stop, "next_xid": 7, "wal_segment_size": 16 << 20,
+        "data_checksums": true, "encrypted": true, "ending": ".lz4.age", "data_dir": "/d", "size": 1,
+        "stored_size": 1, "files": 1, "manifest": object("manifest.jsonl.lz4.age"),
+        "pieces": pieces.iter().map(|name| object(name)).collect::<Vec<_>>(),
+    });
+    (pieces, summary.to_string())
+}
+
 /// Records an event in every twentieth of the segments, and names of a hundred tables.
 pub fn fill_events(index: &Index, segments: Range<u64>, sysid: SystemIdentifier) {
     const TABLES: u32 = 100;

@@ -3,13 +3,14 @@
 use super::output::{Format, bytes, json, table, time};
 use super::{Global, setup};
 use crate::config::Config;
-use crate::index::IndexHandle;
+use crate::index::{HeldChunk, IndexHandle};
 use crate::kind::Result;
-use crate::postgres::{SystemIdentifier, TimelineId, WalSegmentName};
+use crate::postgres::{CHUNK, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::recovery::catalog::Catalog;
 use crate::repository::backup::BackupSummary;
-use crate::repository::{Repository, list_pins, list_wal_timeline, timelines};
+use crate::repository::{ClusterKeys, Repository, ask_all, list_pins, list_wal_from};
 use crate::upkeep::bad_pages::bad_pages;
+use crate::upkeep::holdings::{Holdings, catalog, look};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -41,7 +42,7 @@ struct Range {
     timeline: TimelineId,
     first: WalSegmentName,
     last: WalSegmentName,
-    segments: usize,
+    segments: u64,
     stored_bytes: u64,
 }
 
@@ -50,21 +51,30 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let config = Config::load(global.config.as_deref())?;
     let repositories = setup::repositories(&config)?;
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
+    let index = setup::index_or_memory(&config);
+    let all: Vec<&Repository> = repositories.iter().collect();
+    let looks = ask_all(
+        &all,
+        usize::MAX,
+        |repository, deadline| (repository, look(repository, &config.cluster, sysid, &index, deadline)),
+        |_| false,
+    );
     let mut usable = Vec::new();
-    for repository in &repositories {
-        match repository.storage().probe(&repository.deadline()) {
-            Ok(()) => usable.push(repository),
-            Err(error) => tracing::warn!("{}; it is left out", repository.error("look into", &error)),
+    for (repository, look) in &looks {
+        match look {
+            Ok(held) => usable.push((*repository, held)),
+            Err(problem) => {
+                tracing::warn!("repository \"{}\" is left out: {problem}", repository.name());
+            }
         }
     }
     if usable.is_empty() {
-        let error = crate::kind::Error::new(crate::kind::Kind::Repository, "no repository can be reached");
+        let error = crate::kind::Error::new(crate::kind::Kind::Repository, "no repository can be used");
         return Err(error.with_hint("see the warnings above"));
     }
-    let catalog = Catalog::read(&usable, &config.cluster, sysid)?;
     match args.what {
-        What::Backups => backups(&catalog, &setup::index(&config), args.output),
-        What::Wal => wal(&catalog, args.output),
+        What::Backups => backups(&catalog(&usable, &config.cluster, sysid, &index), &index, args.output),
+        What::Wal => wal(&usable, &ClusterKeys::new(&config.cluster, sysid), args.output),
     }
 }
 
@@ -131,13 +141,10 @@ fn remark(summary: &BackupSummary) -> String {
     bad.into_iter().chain(summary.note.clone()).collect::<Vec<_>>().join("; ")
 }
 
-fn wal(catalog: &Catalog<'_>, format: Format) -> Result<()> {
+fn wal(holdings: &[(&Repository, &Holdings)], keys: &ClusterKeys, format: Format) -> Result<()> {
     let mut ranges = Vec::new();
-    for repository in &catalog.repositories {
-        let failed = |error| repository.error("list", &error);
-        for timeline in timelines(repository, &catalog.keys).map_err(failed)? {
-            ranges.extend(ranges_of(catalog, repository, timeline)?);
-        }
+    for (repository, held) in holdings {
+        ranges.extend(ranges_of(repository, held, keys)?);
     }
     if format == Format::Json {
         return json(&ranges);
@@ -162,28 +169,59 @@ fn wal(catalog: &Catalog<'_>, format: Format) -> Result<()> {
     Ok(())
 }
 
-fn ranges_of(catalog: &Catalog<'_>, repository: &Repository, timeline: TimelineId) -> Result<Vec<Range>> {
-    let size = catalog.segment_size;
-    let objects = list_wal_timeline(repository, &catalog.keys, timeline, &repository.deadline())
-        .map_err(|error| repository.error("list", &error))?;
+fn ranges_of(repository: &Repository, held: &Holdings, keys: &ClusterKeys) -> Result<Vec<Range>> {
+    let size = held.file.wal_segment_size;
     let mut ranges: Vec<Range> = Vec::new();
-    for object in objects {
-        let Some(segment) = object.segment() else { continue };
-        match ranges.last_mut() {
-            Some(range) if range.last == segment || range.last.next(size) == segment => {
-                range.segments += usize::from(range.last != segment);
-                range.last = segment;
-                range.stored_bytes += object.object.size;
+    for chunk in &held.chunks {
+        for (first, last, stored_bytes) in runs(repository, keys, chunk, size)? {
+            let name = |number| WalSegmentName::from_number(chunk.timeline, number, size);
+            match ranges.last_mut() {
+                Some(range) if range.timeline == chunk.timeline && range.last.next(size) == name(first) => {
+                    range.last = name(last);
+                    range.segments += last - first + 1;
+                    range.stored_bytes += stored_bytes;
+                }
+                _ => ranges.push(Range {
+                    repository: repository.name().to_owned(),
+                    timeline: chunk.timeline,
+                    first: name(first),
+                    last: name(last),
+                    segments: last - first + 1,
+                    stored_bytes,
+                }),
             }
-            _ => ranges.push(Range {
-                repository: repository.name().to_owned(),
-                timeline,
-                first: segment,
-                last: segment,
-                segments: 1,
-                stored_bytes: object.object.size,
-            }),
         }
     }
     Ok(ranges)
+}
+
+/// Returns first and last number of each run of segments in a chunk, and the bytes that it takes. Of a chunk with holes
+/// these are told by the repository.
+fn runs(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    chunk: &HeldChunk,
+    size: WalSegmentSize,
+) -> Result<Vec<(u64, u64, u64)>> {
+    let mut runs: Vec<(u64, u64, u64)> = Vec::new();
+    for number in
+        (chunk.chunk * CHUNK..(chunk.chunk + 1) * CHUNK).filter(|number| chunk.bits.contains(*number))
+    {
+        match runs.last_mut() {
+            Some((_, last, _)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number, 0)),
+        }
+    }
+    if let [only] = &mut runs[..] {
+        only.2 = chunk.stored_bytes;
+        return Ok(runs);
+    }
+    for run in &mut runs {
+        let first = WalSegmentName::from_number(chunk.timeline, run.0, size);
+        let limit = usize::try_from(run.1 - run.0 + 1).unwrap_or(usize::MAX);
+        let listed = list_wal_from(repository, keys, first, limit, &repository.deadline())
+            .map_err(|error| repository.error("list", &error))?;
+        run.2 = listed.objects.iter().map(|object| object.object.size).sum();
+    }
+    Ok(runs)
 }

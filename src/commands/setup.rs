@@ -98,6 +98,18 @@ pub fn index(config: &Config) -> IndexHandle {
     index
 }
 
+/// Opens the index for a command that only reports. On a machine that has none, or whose index is of no use, one in memory
+/// takes its place, which is filled from the repositories: nothing is left behind.
+pub fn index_or_memory(config: &Config) -> IndexHandle {
+    if config.index_path().exists() {
+        let index = index(config);
+        if index.is_present() {
+            return index;
+        }
+    }
+    IndexHandle::in_memory()
+}
+
 /// Returns where system identifiers come from.
 pub fn origin(config: &Config, given: Option<SystemIdentifier>) -> Origin {
     Origin { data_dir: config.data_dir.clone(), system_identifier: given }

@@ -29,7 +29,7 @@ pub struct Args {
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let config = Config::load(global.config.as_deref())?;
     let repositories = setup::repositories(&config)?;
-    let index = setup::index(&config);
+    let index = setup::index_or_memory(&config);
     // A host that only archives has no identity, and one that is named but not readable is no reason to say nothing.
     let opener = setup::opener(&config).unwrap_or_else(|error| {
         tracing::warn!("{error}");
@@ -56,7 +56,10 @@ fn more_of(repository: &RepositoryStatus) -> String {
     if let Some(problem) = &repository.problem {
         out += &format!("  {name} is UNUSABLE: {problem}\n");
         if repository.behind > 0 {
-            out += &format!("  {name} lacks {} that others hold\n", count(repository.behind, "segment"));
+            out += &format!(
+                "  {name} lacks {} that others hold\n",
+                count(repository.behind as usize, "segment")
+            );
         }
     }
     if let Some(oldest) = repository.oldest_unarchived_commit {
@@ -131,9 +134,13 @@ fn text(status: &Status) -> String {
             None => vec![
                 match repository.behind {
                     0 => "ok".to_owned(),
-                    n => format!("{} behind", count(n, "segment")),
+                    n => format!("{} behind", count(n as usize, "segment")),
                 },
-                format!("{}, {}", count(repository.segments, "segment"), bytes(repository.stored_bytes)),
+                format!(
+                    "{}, {}",
+                    count(repository.segments as usize, "segment"),
+                    bytes(repository.stored_bytes)
+                ),
                 match (repository.newest_segment, repository.newest_stored) {
                     (Some(name), Some(stored)) => format!("newest {name} at {}", time(stored)),
                     (Some(name), None) => format!("newest {name}"),

@@ -265,8 +265,8 @@ mod tests {
         assert_eq!(new.events(sysid, &crate::index::EventFilter::default()).unwrap(), [event]);
         let segment = name.parse().unwrap();
         assert_eq!(new.last_commit_within(sysid, segment, segment).unwrap().unwrap().lsn, Lsn(u64::MAX));
-        assert_eq!(new.relation_by_oid(sysid, 5, 1, 0).unwrap(), Some(relation));
-        assert_eq!(new.database_name(sysid, 5, 0).unwrap().as_deref(), Some("app"));
+        assert_eq!(new.relations_of_oid(sysid, 5, 1).unwrap(), [relation]);
+        assert_eq!(new.database_names(sysid, 5).unwrap()[0].name, "app");
         assert_eq!(new.undigested_segments(sysid).unwrap(), 0, "it is told already");
     }
 }

@@ -14,6 +14,10 @@ pub struct Removed {
     pub crc: u32,
     /// The object's key.
     pub key: String,
+    /// The size of a segment of the cluster in bytes; none for other files, and for a content that was put aside.
+    pub segment_size: Option<u64>,
+    /// The size as stored, in bytes.
+    pub stored_size: u64,
 }
 
 impl Index {
@@ -37,7 +41,14 @@ impl Index {
                 )?;
                 let mut damage =
                     transaction.prepare_cached("DELETE FROM damage WHERE key = ?1 AND url = ?2")?;
-                for Removed { name, crc, key } in removed {
+                let mut statement = transaction.prepare_cached("SELECT id FROM repository WHERE url = ?")?;
+                let repositories: Vec<i64> =
+                    statement.query_map([url], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+                for Removed { name, crc, key, segment_size, stored_size } in removed {
+                    for repository in repositories.iter().filter(|_| segment_size.is_some()) {
+                        let segment = (name.as_str(), segment_size.unwrap_or_default());
+                        self.change_held(*repository, &sysid, segment, *stored_size, false)?;
+                    }
                     copy.execute(params![sysid, name, crc, url])?;
                     row.execute(params![sysid, name, crc])?;
                     backlog.execute(params![sysid, name, crc, url])?;

@@ -1,8 +1,8 @@
 //! What repositories list, taken into the index: of a repository's content the repository is the judge.
 
-use super::{Index, RepositoryStamp, now_us, sql};
+use super::{HeldChunk, Index, RepositoryStamp, now_us, sql};
 use crate::kind::Result;
-use crate::postgres::SystemIdentifier;
+use crate::postgres::{SystemIdentifier, WalSegmentName, WalSegmentSize};
 use rusqlite::params;
 
 /// A WAL file that a repository listed.
@@ -67,7 +67,14 @@ impl Index {
             )?;
             transaction.commit()
         };
-        sql(write(), "take over a listing")
+        sql(write(), "take over a listing")?;
+        let before = self.held_wal(sysid, repository)?;
+        let chunks = HeldChunk::of(files.iter().filter_map(|file| {
+            let segment: WalSegmentName = file.name.parse().ok()?;
+            let size = WalSegmentSize::new(u32::try_from(file.size).ok()?).ok()?;
+            Some((segment.timeline, segment.number(size), file.stored_size, file.stored_at))
+        }));
+        self.replace_held_wal(sysid, repository, &before, &chunks)
     }
 }
 
@@ -116,6 +123,6 @@ mod tests {
         assert_eq!(index.stored_size(sysid, archived[1], 1).unwrap(), Some(8), "as it was known");
         assert_eq!(index.stored_size(sysid, "000000010000000000000003", 1).unwrap(), Some(9));
         assert_eq!(copies("000000010000000000000003"), [""; 0], "it is of no file here");
-        assert_eq!(index.wal_totals(sysid).unwrap().files, 3);
+        assert_eq!(index.wal_files(sysid), 3);
     }
 }

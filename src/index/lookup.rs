@@ -34,6 +34,16 @@ impl Index {
         sql(read, "look up a first commit")
     }
 
+    /// Returns whether the index knows no WAL file of `sysid`.
+    pub fn is_bare(&self, sysid: SystemIdentifier) -> Result<bool> {
+        let read = self.connection.query_row(
+            "SELECT NOT EXISTS (SELECT 1 FROM wal WHERE sysid = ?)",
+            [sysid.to_string()],
+            |row| row.get(0),
+        );
+        sql(read, "look for WAL")
+    }
+
     /// Returns the system identifiers that the index knows.
     pub fn system_identifiers(&self) -> Result<Vec<SystemIdentifier>> {
         // Each by one step in the index of the table, however many rows there are.

@@ -12,6 +12,7 @@ mod events;
 mod expired;
 mod facts;
 mod found;
+mod held;
 mod listed;
 mod lookup;
 mod names;
@@ -30,8 +31,9 @@ pub use events::{EventFilter, EventKind, EventRelation, EventRow};
 pub use expired::Removed;
 pub use facts::{BadWal, KnownCommit, SegmentFacts, TimelineSwitch};
 pub use found::Found;
+pub use held::{HeldChunk, HeldWal};
 pub use listed::ListedFile;
-pub use names::{DatabaseName, RelationName};
+pub use names::{DatabaseName, RelationName, nearest};
 pub use operations::Operation;
 pub use reading::Reading;
 pub use verified::{Seen, Verification, below_cluster};
@@ -91,6 +93,7 @@ pub fn is_damaged(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct IndexHandle {
     index: Mutex<Option<Index>>,
+    in_memory: bool,
 }
 
 impl IndexHandle {
@@ -99,7 +102,7 @@ impl IndexHandle {
         let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
         let opened = made.context("create the directory of the index").and_then(|()| Index::open(path));
         match opened {
-            Ok(index) => Self { index: Mutex::new(Some(index)) },
+            Ok(index) => Self { index: Mutex::new(Some(index)), in_memory: false },
             Err(error) => {
                 warn(&error);
                 Self::absent()
@@ -107,9 +110,25 @@ impl IndexHandle {
         }
     }
 
+    /// Returns an index that is gone with this value, and empty.
+    pub fn in_memory() -> Self {
+        match Index::open(Path::new(":memory:")) {
+            Ok(index) => Self { index: Mutex::new(Some(index)), in_memory: true },
+            Err(error) => {
+                warn(&error);
+                Self::absent()
+            }
+        }
+    }
+
+    /// Returns whether it is gone with this value.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
     /// Returns a handle without an index.
     pub fn absent() -> Self {
-        Self { index: Mutex::new(None) }
+        Self { index: Mutex::new(None), in_memory: false }
     }
 
     /// Runs `work` on the index and returns its result, or none where there is no index or `work` failed.

@@ -4,7 +4,7 @@
 use super::{Index, sql};
 use crate::kind::Result;
 use crate::postgres::SystemIdentifier;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 
 pub(super) const SCHEMA: &str = "
@@ -137,43 +137,41 @@ impl Index {
         Ok(())
     }
 
-    /// Returns the name that a database had at `time` (µs since 1970), or the nearest time that is known of.
-    pub fn database_name(&self, sysid: SystemIdentifier, oid: u32, time: i64) -> Result<Option<String>> {
-        let read = self
-            .connection
-            .prepare_cached(
-                "SELECT name FROM database_name WHERE sysid = ?1 AND oid = ?2
-                 ORDER BY max(first_seen - ?3, ?3 - last_seen, 0), last_seen DESC LIMIT 1",
-            )
-            .and_then(|mut statement| {
-                statement.query_row(params![sysid.to_string(), oid, time], |row| row.get(0)).optional()
-            });
-        sql(read, "look up a database")
+    /// Returns the names that a database had.
+    pub fn database_names(&self, sysid: SystemIdentifier, oid: u32) -> Result<Vec<DatabaseName>> {
+        let read = || -> rusqlite::Result<Vec<DatabaseName>> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT name, first_seen, last_seen FROM database_name WHERE sysid = ? AND oid = ?",
+            )?;
+            let rows = statement.query_map(params![sysid.to_string(), oid], |row| {
+                Ok(DatabaseName { oid, name: row.get(0)?, seen: (row.get(1)?, row.get(2)?) })
+            })?;
+            rows.collect()
+        };
+        sql(read(), "look up a database")
     }
 
-    /// Returns the relation of an OID at `time` (µs since 1970), or the nearest time that is known of.
-    pub fn relation_by_oid(
+    /// Returns the relations that had an OID: one for each name and file.
+    pub fn relations_of_oid(
         &self,
         sysid: SystemIdentifier,
         database: u32,
         oid: u32,
-        time: i64,
-    ) -> Result<Option<RelationName>> {
-        self.relation("oid = ?4", params![sysid.to_string(), database, time, oid])
+    ) -> Result<Vec<RelationName>> {
+        self.relations("oid = ?3", params![sysid.to_string(), database, oid])
     }
 
-    /// Returns the relation that had a file at `time` (µs since 1970), or the nearest time that is known of.
-    pub fn relation_by_file(
+    /// Returns the relations that had a file.
+    pub fn relations_of_file(
         &self,
         sysid: SystemIdentifier,
         database: u32,
         tablespace: u32,
         filenode: u32,
-        time: i64,
-    ) -> Result<Option<RelationName>> {
-        self.relation(
-            "filenode = ?4 AND tablespace = ?5",
-            params![sysid.to_string(), database, time, filenode, tablespace],
+    ) -> Result<Vec<RelationName>> {
+        self.relations(
+            "filenode = ?3 AND tablespace = ?4",
+            params![sysid.to_string(), database, filenode, tablespace],
         )
     }
 
@@ -191,16 +189,25 @@ impl Index {
         sql(read(), "look for system catalogs")
     }
 
-    fn relation(&self, which: &str, key: &[&dyn rusqlite::ToSql]) -> Result<Option<RelationName>> {
-        let read = self
-            .connection
-            .prepare_cached(&format!(
-                "SELECT {RELATION} FROM relation_name WHERE sysid = ?1 AND database = ?2 AND {which}
-                 ORDER BY max(first_seen - ?3, ?3 - last_seen, 0), last_seen DESC LIMIT 1"
-            ))
-            .and_then(|mut statement| statement.query_row(key, relation_at).optional());
-        sql(read, "look up a relation")
+    fn relations(&self, which: &str, key: &[&dyn rusqlite::ToSql]) -> Result<Vec<RelationName>> {
+        let read = || -> rusqlite::Result<Vec<RelationName>> {
+            let mut statement = self.connection.prepare_cached(&format!(
+                "SELECT {RELATION} FROM relation_name WHERE sysid = ?1 AND database = ?2 AND {which}"
+            ))?;
+            let rows = statement.query_map(key, relation_at)?;
+            rows.collect()
+        };
+        sql(read(), "look up a relation")
     }
+}
+
+/// Returns the one of `seen` that was there at `time` (µs since 1970), or the nearest to it; of several the one that was seen
+/// last.
+pub fn nearest<T>(known: &[T], seen: impl Fn(&T) -> (i64, i64), time: i64) -> Option<&T> {
+    known.iter().min_by_key(|item| {
+        let (first, last) = seen(item);
+        (first.saturating_sub(time).max(time.saturating_sub(last)).max(0), std::cmp::Reverse(last))
+    })
 }
 
 pub(super) const RELATION: &str = "database, oid, tablespace, filenode, kind, name, first_seen, last_seen";
@@ -240,13 +247,15 @@ mod tests {
         index.record_names(sysid, &[database("a", (10, 10))], &[named("public.a", 1, (10, 10))]).unwrap();
         index.record_names(sysid, &[database("a", (20, 20))], &[named("public.a", 1, (20, 20))]).unwrap();
         index.record_names(sysid, &[database("b", (40, 40))], &[named("public.b", 2, (40, 40))]).unwrap();
-        let by_oid = |time| index.relation_by_oid(sysid, 5, 16_384, time).unwrap().unwrap();
+        let of_oid = index.relations_of_oid(sysid, 5, 16_384).unwrap();
+        let by_oid = |time| nearest(&of_oid, |relation| relation.seen, time).unwrap().clone();
         assert_eq!(by_oid(0).seen, (10, 20));
         let names = [0, 15, 25, 35, 90].map(|time| by_oid(time).name);
         assert_eq!(names, ["public.a", "public.a", "public.a", "public.b", "public.b"]);
-        let by_file = |filenode| index.relation_by_file(sysid, 5, 1663, filenode, 0).unwrap();
-        assert_eq!(by_file(2).unwrap().name, "public.b");
-        assert_eq!(by_file(3), None);
-        assert_eq!(index.database_name(sysid, 5, 50).unwrap().as_deref(), Some("b"));
+        let by_file = |filenode| index.relations_of_file(sysid, 5, 1663, filenode).unwrap();
+        assert_eq!(by_file(2)[0].name, "public.b");
+        assert_eq!(by_file(3), []);
+        let databases = index.database_names(sysid, 5).unwrap();
+        assert_eq!(nearest(&databases, |database| database.seen, 50).unwrap().name, "b");
     }
 }

@@ -18,6 +18,7 @@ const VERSIONS: &[&str] = &[
     super::events::SCHEMA,
     super::names::SCHEMA,
     super::reading::SCHEMA,
+    super::held::SCHEMA,
     super::verified::SCHEMA,
 ];
 

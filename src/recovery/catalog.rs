@@ -123,6 +123,11 @@ fn read_backup<'r>(
     Ok(found)
 }
 
+/// Oldest end first.
+fn sort(backups: &mut [HeldBackup<'_>]) {
+    backups.sort_by(|a, b| (a.summary.stop_time, &a.summary.id).cmp(&(b.summary.stop_time, &b.summary.id)));
+}
+
 impl<'r> Catalog<'r> {
     /// Reads what `repositories` hold of `sysid`: `cluster.json`, the summaries of all backups, the list of histories.
     pub fn read(repositories: &[&'r Repository], cluster: &str, sysid: SystemIdentifier) -> Result<Self> {
@@ -172,11 +177,7 @@ impl<'r> Catalog<'r> {
             for id in ids {
                 folders.entry(id).or_default().push(repository);
             }
-            for object in histories {
-                if let ArchiveFileName::History(timeline) = object.name {
-                    catalog.histories.entry(timeline).or_default().push((repository, object));
-                }
-            }
+            histories.into_iter().for_each(|object| catalog.add_history(repository, object));
         }
         let ids: Vec<String> = folders.keys().cloned().collect();
         let chosen = choose(&ids);
@@ -191,10 +192,38 @@ impl<'r> Catalog<'r> {
             Ok(())
         })?;
         catalog.backups = read.into_inner().unwrap_or_else(PoisonError::into_inner);
-        catalog
-            .backups
-            .sort_by(|a, b| (a.summary.stop_time, &a.summary.id).cmp(&(b.summary.stop_time, &b.summary.id)));
+        sort(&mut catalog.backups);
         Ok(catalog)
+    }
+
+    /// Returns a catalog of what was found out otherwise.
+    pub fn of(
+        sysid: SystemIdentifier,
+        keys: ClusterKeys,
+        repositories: Vec<&'r Repository>,
+        segment_size: WalSegmentSize,
+        mut backups: Vec<HeldBackup<'r>>,
+        histories: impl IntoIterator<Item = (&'r Repository, WalObject)>,
+    ) -> Self {
+        sort(&mut backups);
+        let mut catalog = Self {
+            sysid,
+            keys,
+            repositories,
+            segment_size,
+            backups,
+            idle: HashSet::new(),
+            unread: BTreeSet::new(),
+            histories: BTreeMap::new(),
+        };
+        histories.into_iter().for_each(|(repository, object)| catalog.add_history(repository, object));
+        catalog
+    }
+
+    fn add_history(&mut self, repository: &'r Repository, object: WalObject) {
+        if let ArchiveFileName::History(timeline) = object.name {
+            self.histories.entry(timeline).or_default().push((repository, object));
+        }
     }
 
     /// Returns the timelines that are known: 1, those with a history, and those of backups.

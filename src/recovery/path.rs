@@ -2,7 +2,7 @@
 
 use super::catalog::Catalog;
 use crate::kind::Result;
-use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize};
+use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegmentName};
 use crate::repository::{Repository, WalObject};
 use std::collections::BTreeMap;
 
@@ -31,41 +31,8 @@ pub fn stored_bytes(segments: &[(WalSegmentName, Vec<(&Repository, WalObject)>)]
 /// The segment in which a timeline ends is read from its child: the server asks for the newest timeline's first, and
 /// that file begins with a copy of the parent's part.
 pub fn walk<'r>(catalog: &Catalog<'r>, history: &TimelineHistory, start: Lsn) -> Result<WalPath<'r>> {
-    let mut held: Option<(TimelineId, BTreeMap<_, _>)> = None;
-    let (segments, gap) = trace(catalog.segment_size, history, start, |name| {
-        if held.as_ref().is_none_or(|(timeline, _)| *timeline != name.timeline) {
-            held = Some((name.timeline, catalog.wal_from(name)?));
-        }
-        let Some((_, listed)) = &mut held else { return Ok(Found::Absent { later: false }) };
-        Ok(match listed.remove(&name) {
-            Some(copies) => Found::Held(copies),
-            None => Found::Absent { later: listed.keys().any(|later| *later > name) },
-        })
-    })?;
-    Ok(WalPath { segments, gap })
-}
-
-/// What there is of a segment.
-#[derive(Debug)]
-pub enum Found<T> {
-    /// It is there.
-    Held(T),
-    /// It is not.
-    Absent {
-        /// Whether a later segment of its timeline is there.
-        later: bool,
-    },
-}
-
-/// Follows the path of [`walk`] through what `look` finds, which is asked for one segment after the other. Returns the
-/// segments up to the end or the gap, and the gap.
-pub fn trace<T>(
-    size: WalSegmentSize,
-    history: &TimelineHistory,
-    start: Lsn,
-    mut look: impl FnMut(WalSegmentName) -> Result<Found<T>>,
-) -> Result<(Vec<(WalSegmentName, T)>, Option<WalSegmentName>)> {
-    let mut segments = Vec::new();
+    let size = catalog.segment_size;
+    let mut path = WalPath { segments: Vec::new(), gap: None };
     let spans: Vec<_> = history
         .path()
         .into_iter()
@@ -81,17 +48,24 @@ pub fn trace<T>(
         if stop.is_some_and(|stop| stop <= next) {
             continue;
         }
+        let first = WalSegmentName::from_number(span.timeline, next, size);
+        let mut held: BTreeMap<_, _> = catalog.wal_from(first)?;
         loop {
             if stop.is_some_and(|stop| next >= stop) {
                 break;
             }
             let name = WalSegmentName::from_number(span.timeline, next, size);
-            match look(name)? {
-                Found::Held(found) => segments.push((name, found)),
-                Found::Absent { later } => return Ok((segments, (later || !is_last).then_some(name))),
+            if let Some(copies) = held.remove(&name) {
+                path.segments.push((name, copies));
+                next += 1;
+            } else {
+                let later = held.keys().any(|later| *later > name);
+                if later || !is_last {
+                    path.gap = Some(name);
+                }
+                return Ok(path);
             }
-            next += 1;
         }
     }
-    Ok((segments, None))
+    Ok(path)
 }

@@ -33,7 +33,7 @@ pub use stored::{checksum_stored, read_stored};
 pub use stream::{Parts, STREAM_MEMORY, ship_stream};
 pub use wal::{
     WalListing, copy_wal_object, find_contents, list_histories, list_wal_from, list_wal_timeline,
-    read_wal_object, timelines,
+    read_wal_object, timelines, wal_prefixes,
 };
 
 use crate::kind::{Error, Kind};

@@ -5,6 +5,7 @@ use crate::codec::{Opener, reading_failed};
 use crate::kind::{Error, Result};
 use crate::postgres::{ArchiveFileName, TimelineId, WalSegmentName};
 use crate::storage::{self, Deadline};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 
 /// The largest timeline history, backup history file that is read, in bytes.
@@ -68,6 +69,21 @@ pub fn list_wal_timeline(
 pub fn timelines(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Vec<TimelineId>> {
     let folders = repository.storage().list_folders(&keys.wal(), &repository.deadline())?;
     Ok(folders.iter().filter_map(|folder| TimelineId::from_hex8(folder).ok()).collect())
+}
+
+/// How many digits of a segment's folder one listing of WAL shares: 16 folders, 4096 segments of 16 MiB.
+const SHARED_DIGITS: usize = 7;
+
+/// Returns prefixes below which all WAL of a timeline is, for listings at once.
+pub fn wal_prefixes(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    timeline: TimelineId,
+) -> storage::Result<BTreeSet<String>> {
+    let prefix = keys.wal_timeline(timeline);
+    let folders = repository.storage().list_folders(&prefix, &repository.deadline())?;
+    let shared = |folder: &String| format!("{prefix}{}", folder.get(..SHARED_DIGITS).unwrap_or(folder));
+    Ok(folders.iter().map(shared).collect())
 }
 
 /// Returns every object in the folder of histories: timeline and backup histories, partial segments.

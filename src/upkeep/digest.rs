@@ -1,16 +1,20 @@
 //! Digests on their way out and back: what the index found out goes into the repositories from time to time, and into a
 //! new index from there.
 
+use super::expire::in_parallel;
 use crate::codec::{Opener, Sealer};
 use crate::index::{DigestLine, Index, IndexHandle};
 use crate::kind::{Context, Error, Result};
 use crate::postgres::SystemIdentifier;
 use crate::repository::{ClusterKeys, Repository, digest_key, list_digests, read_digest, ship};
+use crate::storage::Object;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
 /// After how many segments that no digest tells of another one is written.
 const SEGMENTS: u64 = 256;
+/// How many digests are read at once.
+const AT_ONCE: usize = 8;
 
 /// Writes a digest if there is enough to tell; always, with `now`. It needs no more than one repository to succeed; a failure
 /// is warned of, and the next call tries again.
@@ -63,7 +67,7 @@ pub fn take_digests(
     opener: &Opener,
     index: &Index,
 ) -> Result<usize> {
-    let mut known: BTreeMap<String, Vec<(&Repository, crate::storage::Object)>> = BTreeMap::new();
+    let mut known: BTreeMap<String, Vec<(&Repository, Object)>> = BTreeMap::new();
     for repository in repositories {
         let listed = list_digests(repository, keys, &repository.deadline())
             .map_err(|error| repository.error("list", &error))?;
@@ -71,22 +75,29 @@ pub fn take_digests(
             known.entry(object.key.clone()).or_default().push((repository, object));
         }
     }
+    let known: Vec<_> = known.into_values().collect();
     let mut read = 0;
-    for copies in known.values() {
-        let mut problem = None;
-        let text = copies.iter().find_map(|(repository, object)| {
-            read_digest(repository, object, opener).map_err(|error| problem = Some(error)).ok()
-        });
-        match (text, problem) {
-            (Some(text), _) => {
-                index.take_digest(sysid, &parse(&text)?)?;
-                read += 1;
+    for some in known.chunks(AT_ONCE) {
+        for (text, problem) in in_parallel(some, AT_ONCE, |copies| first_good(copies, opener)) {
+            match (text, problem) {
+                (Some(text), _) => {
+                    index.take_digest(sysid, &parse(&text)?)?;
+                    read += 1;
+                }
+                (None, Some(error)) if error.kind() == crate::kind::Kind::Config => return Err(error),
+                (None, error) => tracing::warn!("{}", error.unwrap_or_else(|| Error::other("no copy"))),
             }
-            (None, Some(error)) if error.kind() == crate::kind::Kind::Config => return Err(error),
-            (None, error) => tracing::warn!("{}", error.unwrap_or_else(|| Error::other("no copy"))),
         }
     }
     Ok(read)
+}
+
+fn first_good(copies: &[(&Repository, Object)], opener: &Opener) -> (Option<Vec<u8>>, Option<Error>) {
+    let mut problem = None;
+    let text = copies.iter().find_map(|(repository, object)| {
+        read_digest(repository, object, opener).map_err(|error| problem = Some(error)).ok()
+    });
+    (text, problem)
 }
 
 /// Lines of a kind that a later version made are passed over.
@@ -152,7 +163,7 @@ mod tests {
         std::fs::write(&file, secret).unwrap();
         let opener = Opener::from_identity_file(&file).unwrap();
         assert_eq!(take_digests(&keys, sysid, &repositories, &opener, &new).unwrap(), 1);
-        assert_eq!(new.database_name(sysid, 5, 1).unwrap().as_deref(), Some("app"));
+        assert_eq!(new.database_names(sysid, 5).unwrap()[0].name, "app");
         assert!(new.events(sysid, &EventFilter::default()).unwrap().is_empty());
         assert_eq!(parse(b"{\"later\":1}\n").unwrap(), []);
     }

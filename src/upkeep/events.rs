@@ -1,10 +1,14 @@
 //! When did it happen? Destructive events and restore points, with names, from the index.
 
-use crate::index::{EventFilter, EventKind, EventRelation, EventRow, Index, RelationName};
+use crate::index::{
+    DatabaseName, EventFilter, EventKind, EventRelation, EventRow, Index, RelationName, nearest,
+};
 use crate::kind::Result;
 use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
 use jiff::Timestamp;
 use serde::Serialize;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 /// Which events are wanted.
 #[derive(Debug, Clone, Default)]
@@ -78,20 +82,17 @@ pub fn events(
     recover: impl Fn(&EventRow) -> String,
 ) -> Result<Vec<EventReport>> {
     let mut found: Vec<EventReport> = Vec::new();
+    let mut seen = HashSet::new();
+    let mut names = Names { index, sysid, databases: HashMap::new(), relations: HashMap::new() };
     for row in index.events(sysid, &query.filter)? {
         let database = match row.database {
             0 => None,
-            oid => index.database_name(sysid, oid, row.time)?,
+            oid => names.database(oid, row.time)?,
         };
-        let Some(tables) = tables(index, sysid, &row)? else { continue };
+        let Some(tables) = tables(&mut names, &row)? else { continue };
         // The segment in which a timeline forks stands on both.
-        let is_again = found.iter().any(|other| {
-            other.lsn == row.lsn
-                && other.xid == row.xid
-                && other.kind == row.kind
-                && other.database_oid == row.database
-        });
-        if is_again && row.kind != EventKind::RestorePoint {
+        let is_new = seen.insert((row.lsn, row.xid, row.kind, row.database));
+        if !is_new && row.kind != EventKind::RestorePoint {
             continue;
         }
         let report = EventReport {
@@ -116,11 +117,11 @@ pub fn events(
 }
 
 /// Returns the tables of an event; none where all its relations are known to be something else.
-fn tables(index: &Index, sysid: SystemIdentifier, row: &EventRow) -> Result<Option<Vec<TableReport>>> {
+fn tables(names: &mut Names<'_>, row: &EventRow) -> Result<Option<Vec<TableReport>>> {
     let mut found = Vec::new();
     let mut doubtful = Vec::new();
     for relation in &row.relations {
-        let known = name_of(index, sysid, row, relation)?;
+        let known = names.relation(row, relation)?;
         // Tables, partitioned tables, materialized views, foreign tables.
         if known.as_ref().is_some_and(|known| !['r', 'p', 'm', 'f'].contains(&known.kind)) {
             continue;
@@ -141,26 +142,50 @@ fn tables(index: &Index, sysid: SystemIdentifier, row: &EventRow) -> Result<Opti
     Ok((row.relations.is_empty() || !found.is_empty()).then_some(found))
 }
 
-fn name_of(
-    index: &Index,
+/// Looks names up, each once.
+struct Names<'a> {
+    index: &'a Index,
     sysid: SystemIdentifier,
-    row: &EventRow,
-    relation: &EventRelation,
-) -> Result<Option<RelationName>> {
-    if let Some(oid) = relation.oid
-        && let Some(known) = index.relation_by_oid(sysid, row.database, oid, row.time)?
-    {
-        return Ok(Some(known));
+    databases: HashMap<u32, Vec<DatabaseName>>,
+    relations: HashMap<(u32, Sought), Vec<RelationName>>,
+}
+
+/// By what a relation of a database is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Sought {
+    Oid(u32),
+    /// Tablespace and number.
+    File(u32, u32),
+}
+
+impl Names<'_> {
+    fn database(&mut self, oid: u32, time: i64) -> Result<Option<String>> {
+        let known = match self.databases.entry(oid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(self.index.database_names(self.sysid, oid)?),
+        };
+        Ok(nearest(known, |database| database.seen, time).map(|database| database.name.clone()))
     }
-    for filenode in
-        [Some(relation.filenode), relation.new_filenode].into_iter().flatten().filter(|file| *file != 0)
-    {
-        let known = index.relation_by_file(sysid, row.database, relation.tablespace, filenode, row.time)?;
-        if known.is_some() {
-            return Ok(known);
+
+    fn relation(&mut self, row: &EventRow, relation: &EventRelation) -> Result<Option<RelationName>> {
+        let files = [Some(relation.filenode), relation.new_filenode].into_iter().flatten();
+        let files = files.filter(|file| *file != 0).map(|file| Sought::File(relation.tablespace, file));
+        for sought in relation.oid.map(Sought::Oid).into_iter().chain(files) {
+            let known = match self.relations.entry((row.database, sought)) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(match sought {
+                    Sought::Oid(oid) => self.index.relations_of_oid(self.sysid, row.database, oid)?,
+                    Sought::File(tablespace, file) => {
+                        self.index.relations_of_file(self.sysid, row.database, tablespace, file)?
+                    }
+                }),
+            };
+            if let Some(found) = nearest(known, |relation| relation.seen, row.time) {
+                return Ok(Some(found.clone()));
+            }
         }
+        Ok(None)
     }
-    Ok(None)
 }
 
 fn touches(event: &EventReport, wanted: &str) -> bool {
@@ -177,7 +202,6 @@ fn touches(event: &EventReport, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::{DatabaseName, RelationName};
 
     #[test]
     fn events_bear_names_and_are_found_by_them() {

@@ -1,9 +1,9 @@
 //! Looking after what is archived. `status` says what there is and what can be recovered; `sync` copies what a repository
 //! lacks from one that has it; `expire` removes what the policy of `retention` does not keep; `events` says when something
 //! was lost, `deep` reads what the index has not read, and `digest` keeps in the repositories what the index found out;
-//! `names` gives tables their names; `rebuild` makes an index anew; `resolve` settles which of two contents of one name is
-//! right; `verify` looks whether everything is still there and still what it was; `bad_pages` is what backups found in the
-//! database.
+//! `holdings` is what the repositories hold, by the index and by what is new; `names` gives tables their names; `rebuild` makes
+//! an index anew; `resolve` settles which of two contents of one name is right; `verify` looks whether everything is still
+//! there and still what it was; `bad_pages` is what backups found in the database.
 
 pub mod bad_pages;
 pub mod deep;
@@ -11,6 +11,7 @@ pub mod digest;
 pub mod events;
 pub mod expire;
 mod flow;
+pub mod holdings;
 pub mod names;
 pub mod rebuild;
 pub mod resolve;

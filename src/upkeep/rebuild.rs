@@ -2,7 +2,7 @@
 
 use super::digest::take_digests;
 use crate::codec::Opener;
-use crate::index::{Index, ListedFile, RepositoryStamp};
+use crate::index::{Index, IndexHandle, ListedFile, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::SystemIdentifier;
 use crate::repository::{
@@ -61,6 +61,28 @@ pub fn rebuild(
         }
     }
     Ok(done)
+}
+
+/// Fills an index that knows no segment of `sysid` from the digests, where they can be read: on another machine than the
+/// one that archives. A failure is warned of.
+pub fn fill_if_bare(
+    cluster: &str,
+    sysid: SystemIdentifier,
+    repositories: &[&Repository],
+    opener: &Opener,
+    index: &IndexHandle,
+) {
+    if index.run(|index| index.is_bare(sysid)) != Some(true) {
+        return;
+    }
+    let keys = ClusterKeys::new(cluster, sysid);
+    // Without the identity there is no more to be known.
+    let read = index.run(|index| Ok(take_digests(&keys, sysid, repositories, opener, index)));
+    match read {
+        Some(Ok(read)) if read > 0 => tracing::info!("no index here: {read} digests were read instead"),
+        Some(Err(error)) if error.kind() != Kind::Config => tracing::warn!("{error}"),
+        _ => {}
+    }
 }
 
 fn take_listing(cluster: &str, sysid: SystemIdentifier, from: &Repository, index: &Index) -> Result<usize> {

@@ -2,20 +2,19 @@
 
 use super::bad_pages::{BadPagesFound, bad_pages};
 use super::flow::{Flow, flow};
-use super::unarchived::{Unarchived, backlog, oldest_commit};
+use super::holdings::{Holdings, catalog, look};
+use super::rebuild::fill_if_bare;
+use super::unarchived::{LOOKED_AT, Unarchived, backlog, oldest_commit};
 use super::windows::Sources;
 pub use super::windows::Window;
 use crate::codec::Opener;
 use crate::index::{BadWal, Breaker, Damage, IndexHandle};
 use crate::kind::Result;
-use crate::postgres::{SystemIdentifier, TimelineId, WalSegmentName};
-use crate::recovery::catalog::Catalog;
-use crate::repository::{
-    ClusterKeys, ClusterState, Repository, ask_all, list_backups, list_wal_timeline, timelines,
-};
-use crate::storage::{self, Deadline};
+use crate::postgres::{SegmentSet, SystemIdentifier, TimelineId, WalSegmentName};
+use crate::repository::{Repository, ask_all};
 use jiff::Timestamp;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Everything that `status` shows.
@@ -48,7 +47,7 @@ pub struct Status {
 }
 
 /// One repository.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct RepositoryStatus {
     /// Its name.
     pub name: String,
@@ -59,7 +58,7 @@ pub struct RepositoryStatus {
     /// Why it cannot be used; none if it can.
     pub problem: Option<String>,
     /// The number of WAL segments in it.
-    pub segments: usize,
+    pub segments: u64,
     /// The bytes that they take there.
     pub stored_bytes: u64,
     /// The newest segment of the newest timeline.
@@ -67,7 +66,7 @@ pub struct RepositoryStatus {
     /// When that one was stored.
     pub newest_stored: Option<Timestamp>,
     /// How many segments it lacks that another repository holds; of one that cannot be asked, how many the index knows of.
-    pub behind: usize,
+    pub behind: u64,
     /// The time of the oldest commit that it does not hold, because it lacks the segment or because it is not archived
     /// yet. None: there is no such commit, or it is not known here.
     pub oldest_unarchived_commit: Option<Timestamp>,
@@ -136,48 +135,57 @@ pub fn status(
     opener: &Opener,
     index: &IndexHandle,
 ) -> Result<Status> {
-    let keys = ClusterKeys::new(cluster, sysid);
     let all: Vec<&Repository> = repositories.iter().collect();
     let looks = ask_all(
         &all,
         usize::MAX,
-        |repository, deadline| (repository, look(repository, cluster, sysid, &keys, deadline)),
+        |repository, deadline| (repository, look(repository, cluster, sysid, index, deadline)),
         |_| false,
     );
-    let everywhere: std::collections::BTreeSet<WalSegmentName> = looks
-        .iter()
-        .filter_map(|(_, look)| look.as_ref().ok())
-        .flat_map(|look| look.segments.iter().copied())
-        .collect();
+    let mut everywhere = SegmentSet::default();
+    for held in looks.iter().filter_map(|(_, look)| look.as_ref().ok()) {
+        everywhere.extend(&held.segments);
+    }
+    let usable: Vec<(&Repository, &Holdings)> =
+        looks.iter().filter_map(|(repository, look)| Some((*repository, look.as_ref().ok()?))).collect();
+    let asked: Vec<&Repository> = usable.iter().map(|(repository, _)| *repository).collect();
+    fill_if_bare(cluster, sysid, &asked, opener, index);
     let here = Unarchived::look(data_dir, sysid);
     let mut list = Vec::new();
-    let mut usable = Vec::new();
-    for (repository, look) in looks {
-        let (look, problem) = match look {
-            Ok(look) => (look, None),
-            Err(problem) => (Look::default(), Some(problem)),
-        };
-        if problem.is_none() {
-            usable.push(repository);
-        }
-        let lacking = match problem {
-            None => everywhere.difference(&look.segments).copied().collect(),
-            Some(_) => backlog(repository.url(), sysid, index),
-        };
-        list.push(RepositoryStatus {
+    for (repository, look) in &looks {
+        let breaker = index.run(|index| index.breaker(repository.url())).flatten().map(BreakerStatus::from);
+        let mut row = RepositoryStatus {
             name: repository.name().to_owned(),
             url: repository.url().to_owned(),
-            behind: lacking.len(),
-            oldest_unarchived_commit: oldest_commit(here.as_ref(), &lacking, &look.segments, sysid, index),
-            breaker: index.run(|index| index.breaker(repository.url())).flatten().map(BreakerStatus::from),
-            reachable: problem.is_none(),
-            problem,
-            segments: look.segments.len(),
-            stored_bytes: look.stored_bytes,
-            newest_segment: look.newest.map(|(name, _)| name),
-            newest_stored: look.newest.and_then(|(_, time)| time),
-            backups: look.backups,
-        });
+            reachable: look.is_ok(),
+            problem: look.as_ref().err().cloned(),
+            breaker,
+            ..RepositoryStatus::default()
+        };
+        let (lacking, holds): (BTreeSet<WalSegmentName>, Box<dyn Fn(WalSegmentName) -> bool>) = match look {
+            Ok(held) => {
+                let size = held.file.wal_segment_size;
+                row.behind = everywhere.difference_len(&held.segments);
+                row.segments = held.segments.len();
+                row.stored_bytes = held.stored_bytes();
+                row.newest_segment = held.newest().map(|(name, _)| name);
+                row.newest_stored = held.newest().and_then(|(_, time)| time);
+                row.backups = held.backups.len();
+                let name = |(timeline, number)| WalSegmentName::from_number(timeline, number, size);
+                let lacking = everywhere.difference(&held.segments).take(LOOKED_AT).map(name);
+                (
+                    lacking.collect(),
+                    Box::new(move |name| held.segments.contains(name.timeline, name.number(size))),
+                )
+            }
+            Err(_) => {
+                let lacking = backlog(repository.url(), sysid, index);
+                row.behind = lacking.len() as u64;
+                (lacking, Box::new(|_| false))
+            }
+        };
+        row.oldest_unarchived_commit = oldest_commit(here.as_ref(), &lacking, &*holds, sysid, index);
+        list.push(row);
     }
     let time = |us| Timestamp::from_microsecond(us).ok();
     let totals = index.run(|index| index.wal_totals(sysid)).unwrap_or_default();
@@ -199,7 +207,7 @@ pub fn status(
     if usable.is_empty() {
         return Ok(status);
     }
-    let catalog = Catalog::read(&usable, cluster, sysid)?;
+    let catalog = catalog(&usable, cluster, sysid, index);
     status.backups = catalog
         .backups
         .iter()
@@ -217,47 +225,11 @@ pub fn status(
         .collect();
     status.bad_pages = bad_pages(catalog.backups.iter().map(|backup| &backup.summary), index);
     status.wal = index.run(|index| flow(index, sysid, catalog.segment_size, &pg_wal, Timestamp::now()));
-    status.windows = Sources { catalog: &catalog, pg_wal: &pg_wal, opener, index }.windows()?;
+    status.windows =
+        Sources { catalog: &catalog, held: &everywhere, pg_wal: &pg_wal, opener, index }.windows()?;
     // A backup that began behind it needs nothing of it.
     let newest = catalog.backups.iter().map(|backup| backup.summary.start_lsn).max();
     status.bad_wal = index.run(|index| index.bad_wal(sysid, usize::MAX)).unwrap_or_default();
     status.bad_wal.retain(|bad| newest.is_none_or(|newest| bad.lsn >= newest));
     Ok(status)
-}
-
-#[derive(Debug, Default)]
-struct Look {
-    segments: std::collections::BTreeSet<WalSegmentName>,
-    stored_bytes: u64,
-    newest: Option<(WalSegmentName, Option<Timestamp>)>,
-    backups: usize,
-}
-
-fn look(
-    repository: &Repository,
-    cluster: &str,
-    sysid: SystemIdentifier,
-    keys: &ClusterKeys,
-    deadline: &Deadline,
-) -> Result<Look, String> {
-    let text = |error: storage::Error| error.to_string();
-    match ClusterState::ask(repository, cluster, sysid, deadline).map_err(text)? {
-        ClusterState::Known(_) => {}
-        ClusterState::OtherOnly(_) => return Err(format!("not initialised for system identifier {sysid}")),
-        ClusterState::Nothing => {
-            return Err(format!("holds no cluster \"{cluster}\" (not mounted, or wrong prefix)"));
-        }
-    }
-    let mut look = Look::default();
-    for timeline in timelines(repository, keys).map_err(text)? {
-        for object in list_wal_timeline(repository, keys, timeline, deadline).map_err(text)? {
-            if let Some(segment) = object.segment() {
-                look.segments.insert(segment);
-                look.stored_bytes += object.object.size;
-                look.newest = Some((segment, object.object.modified));
-            }
-        }
-    }
-    look.backups = list_backups(repository, keys).map_err(text)?.len();
-    Ok(look)
 }

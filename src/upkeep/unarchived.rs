@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// How much of `pg_wal` is read at most, in bytes. The first commit is nearly always in the first segment.
 const MOST: u64 = 512 << 20;
 /// How many segments of a backlog are looked at.
-const LOOKED_AT: usize = 1000;
+pub const LOOKED_AT: usize = 1000;
 const BUFFER: usize = 256 << 10;
 
 /// What is not archived on this machine.
@@ -67,17 +67,17 @@ impl Unarchived {
 }
 
 /// Returns the time of the oldest commit that a repository does not hold; none if there is no such commit. It lacks
-/// `lacking` of the archive, holds `held`, and what is not archived waits `here`, if that can be looked at.
+/// `lacking` of the archive, holds what `holds` says, and what is not archived waits `here`, if that can be looked at.
 pub fn oldest_commit(
     here: Option<&Unarchived>,
     lacking: &BTreeSet<WalSegmentName>,
-    held: &BTreeSet<WalSegmentName>,
+    holds: &dyn Fn(WalSegmentName) -> bool,
     sysid: SystemIdentifier,
     index: &IndexHandle,
 ) -> Option<Timestamp> {
     let mut read = 0;
     // What look-ahead has archived keeps its .ready until the server asks for it.
-    let waiting = here.into_iter().flat_map(|here| &here.waiting).filter(|segment| !held.contains(segment));
+    let waiting = here.into_iter().flat_map(|here| &here.waiting).filter(|segment| !holds(**segment));
     for segment in lacking.iter().take(LOOKED_AT).chain(waiting) {
         let known = index.run(|index| index.first_commit(sysid, &segment.to_string())).flatten();
         let found = match (known.filter(|_| lacking.contains(segment)), here) {

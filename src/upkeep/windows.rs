@@ -3,9 +3,12 @@
 use crate::codec::Opener;
 use crate::index::{BadWal, Index, IndexHandle, TimelineSwitch};
 use crate::kind::{Kind, Result};
-use crate::postgres::{ArchiveFileName, HistoryEntry, Lsn, TimelineHistory, TimelineId, WalSegmentName};
+use crate::postgres::{
+    ArchiveFileName, HistoryEntry, Lsn, SegmentSet, TimelineHistory, TimelineId, WalSegmentName,
+    WalSegmentSize,
+};
 use crate::recovery::catalog::Catalog;
-use crate::recovery::path::{WalPath, walk};
+use crate::recovery::path::walk;
 use crate::recovery::scan;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -39,8 +42,10 @@ pub struct Window {
 
 /// What windows are found from.
 pub struct Sources<'a, 'r> {
-    /// Backups and WAL.
+    /// Backups and histories.
     pub catalog: &'a Catalog<'r>,
+    /// The segments that any of the repositories holds.
+    pub held: &'a SegmentSet,
     /// The server's directory of WAL, which may be there and have histories that need no key.
     pub pg_wal: &'a Path,
     /// Decrypts, if there is an identity.
@@ -88,25 +93,24 @@ impl Sources<'_, '_> {
                 open.backups += 1;
                 continue;
             }
-            let mut path = walk(self.catalog, history, summary.start_lsn)?;
-            let bad = cut_at(&mut path, bad, summary.start_lsn);
-            let Some((last, copies)) = path.segments.last() else { continue };
+            let mut reach = Reach::of(self.held, size, history, summary.start_lsn);
+            let bad = reach.cut_at(bad, summary.start_lsn);
+            let Some(last) = reach.last() else { continue };
             let end_lsn = bad.as_ref().map_or(last.end(size), |bad| bad.lsn.min(last.end(size)));
             if end_lsn < summary.stop_lsn {
                 continue;
             }
-            let stored = copies.iter().find_map(|(_, object)| object.object.modified);
-            let commit = self.last_commit(&path, summary.encrypted)?;
+            let end = self.last_moment(history, summary.start_lsn, &reach, summary.encrypted)?;
             if let Some(before) = found.last_mut() {
                 before.resumes = Some(summary.stop_time);
             }
             found.push(Window {
                 timeline: history.timeline,
                 from: summary.stop_time,
-                to: commit.or(stored),
-                to_is_commit: commit.is_some(),
+                to: end.map(|(time, _)| time),
+                to_is_commit: end.is_some_and(|(_, is_commit)| is_commit),
                 end_lsn,
-                gap: path.gap.filter(|_| bad.is_none()),
+                gap: reach.gap.filter(|_| bad.is_none()),
                 bad_wal: bad,
                 resumes: None,
                 backups: 1,
@@ -115,17 +119,32 @@ impl Sources<'_, '_> {
         Ok(found)
     }
 
-    /// Returns the time of the last commit on `path`: as the index knows it, else as the WAL says, if it can be read.
-    fn last_commit(&self, path: &WalPath<'_>, encrypted: bool) -> Result<Option<Timestamp>> {
-        match self.index.run(|index| known_commit(index, self.catalog, path)) {
-            Some(Known::Commit(time)) => return Ok(Some(time)),
-            Some(Known::NoCommit) => return Ok(None),
-            Some(Known::NotRead) | None => {}
+    /// Returns the time of the last commit as far as `reach` goes, as the index knows it, else as the WAL says, if it can
+    /// be read; else when the last segment was stored; and whether it is a commit's.
+    fn last_moment(
+        &self,
+        history: &TimelineHistory,
+        start: Lsn,
+        reach: &Reach,
+        encrypted: bool,
+    ) -> Result<Option<(Timestamp, bool)>> {
+        let size = self.catalog.segment_size;
+        let known = self.index.run(|index| known_commit(index, self.catalog, reach));
+        if let Some(Known::Commit(time)) = known {
+            return Ok(Some((time, true)));
         }
-        if encrypted && !self.opener.has_identity() {
-            return Ok(None);
+        let mut path = walk(self.catalog, history, start)?;
+        if let Some(last) = reach.last() {
+            path.segments.retain(|(segment, _)| segment.number(size) <= last.number(size));
         }
-        Ok(scan::last_commit(self.catalog, path, self.opener)?.map(|commit| commit.latest))
+        let stored = path.segments.last().and_then(|(_, copies)| {
+            copies.iter().find_map(|(_, object)| object.object.modified).map(|time| (time, false))
+        });
+        if matches!(known, Some(Known::NoCommit)) || (encrypted && !self.opener.has_identity()) {
+            return Ok(stored);
+        }
+        let commit = scan::last_commit(self.catalog, &path, self.opener)?;
+        Ok(commit.map(|commit| (commit.latest, true)).or(stored))
     }
 }
 
@@ -168,15 +187,65 @@ fn from_switches(timeline: TimelineId, switches: &[TimelineSwitch]) -> TimelineH
     history
 }
 
-/// Ends the path with the first segment that has a bad record from `start` on, and returns that.
-fn cut_at(path: &mut WalPath<'_>, bad: &[BadWal], start: Lsn) -> Option<BadWal> {
-    let found = bad.iter().filter(|bad| bad.lsn >= start).find_map(|bad| {
-        let name: WalSegmentName = bad.segment.parse().ok()?;
-        Some((path.segments.iter().position(|(segment, _)| *segment == name)?, bad))
-    });
-    let (at, bad) = found?;
-    path.segments.truncate(at + 1);
-    Some(bad.clone())
+/// The segments from a backup's start along one branch, as far as they are held without a hole: what
+/// [`crate::recovery::path::walk`] finds, without asking who holds each.
+#[derive(Debug)]
+pub(super) struct Reach {
+    size: WalSegmentSize,
+    /// Timeline, first and last number, in the order of replay.
+    pub(super) runs: Vec<(TimelineId, u64, u64)>,
+    pub(super) gap: Option<WalSegmentName>,
+}
+
+impl Reach {
+    pub(super) fn of(held: &SegmentSet, size: WalSegmentSize, history: &TimelineHistory, start: Lsn) -> Self {
+        let mut reach = Self { size, runs: Vec::new(), gap: None };
+        let spans: Vec<_> = history
+            .path()
+            .into_iter()
+            .filter(|span| span.end.is_none_or(|end| end > start && end > span.begin))
+            .collect();
+        let mut next = start.0 / size.bytes();
+        for (at, span) in spans.iter().enumerate() {
+            let is_last = at + 1 == spans.len();
+            let stop = span.end.filter(|_| !is_last).map(|end| end.0 / size.bytes());
+            if stop.is_some_and(|stop| stop <= next) {
+                continue;
+            }
+            let missing = held.first_missing(span.timeline, next);
+            let end = stop.map_or(missing, |stop| stop.min(missing));
+            if end > next {
+                reach.runs.push((span.timeline, next, end - 1));
+            }
+            next = end;
+            if stop.is_none_or(|stop| end < stop) {
+                let is_gap = !is_last || held.last(span.timeline).is_some_and(|last| last > end);
+                reach.gap = is_gap.then(|| WalSegmentName::from_number(span.timeline, end, size));
+                return reach;
+            }
+        }
+        reach
+    }
+
+    /// Returns the last of the segments.
+    pub(super) fn last(&self) -> Option<WalSegmentName> {
+        self.runs.last().map(|(timeline, _, last)| WalSegmentName::from_number(*timeline, *last, self.size))
+    }
+
+    /// Ends it with the first segment that has a bad record from `start` on, and returns that.
+    fn cut_at(&mut self, bad: &[BadWal], start: Lsn) -> Option<BadWal> {
+        let (at, number, bad) = bad.iter().filter(|bad| bad.lsn >= start).find_map(|bad| {
+            let name: WalSegmentName = bad.segment.parse().ok()?;
+            let number = name.number(self.size);
+            let holds = |(timeline, first, last): &(TimelineId, u64, u64)| {
+                *timeline == name.timeline && (*first..=*last).contains(&number)
+            };
+            Some((self.runs.iter().position(holds)?, number, bad))
+        })?;
+        self.runs.truncate(at + 1);
+        self.runs[at].2 = number;
+        Some(bad.clone())
+    }
 }
 
 /// What the index knows of the last commit on a path.
@@ -187,14 +256,14 @@ enum Known {
     NotRead,
 }
 
-fn known_commit(index: &Index, catalog: &Catalog<'_>, path: &WalPath<'_>) -> Result<Known> {
+fn known_commit(index: &Index, catalog: &Catalog<'_>, reach: &Reach) -> Result<Known> {
     let size = catalog.segment_size;
-    for run in path.segments.chunk_by(|(a, _), (b, _)| a.timeline == b.timeline).rev() {
-        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { continue };
-        let found = index.last_commit_within(catalog.sysid, *first, *last)?;
-        let behind = found.as_ref().map_or(*first, |found| found.segment.next(size));
-        let count = (last.number(size) + 1).saturating_sub(behind.number(size));
-        if count > 0 && index.segments_read(catalog.sysid, behind, *last)? < count {
+    for (timeline, first, last) in reach.runs.iter().rev() {
+        let name = |number| WalSegmentName::from_number(*timeline, number, size);
+        let found = index.last_commit_within(catalog.sysid, name(*first), name(*last))?;
+        let behind = found.as_ref().map_or(*first, |found| found.segment.number(size) + 1);
+        let count = (last + 1).saturating_sub(behind);
+        if count > 0 && index.segments_read(catalog.sysid, name(behind), name(*last))? < count {
             return Ok(Known::NotRead);
         }
         if let Some(time) = found.and_then(|found| Timestamp::from_microsecond(found.time).ok()) {

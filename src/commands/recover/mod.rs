@@ -11,6 +11,7 @@ use crate::index::IndexHandle;
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::WalSegmentName;
 use crate::progress::Progress;
+use crate::recovery::catalog::system_identifiers;
 use crate::recovery::estimate::{self, Estimate};
 use crate::recovery::places::MARKER;
 use crate::recovery::plan::{Plan, Request, plan};
@@ -21,6 +22,7 @@ use crate::recovery::start::{self, StartOptions, Way};
 use crate::recovery::target::{Target, TimelineChoice};
 use crate::recovery::unarchived::refuse_lost_commits;
 use crate::repository::{ClusterKeys, Repository};
+use crate::upkeep::rebuild::fill_if_bare;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -109,6 +111,9 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         backup: args.backup.clone(),
         through: args.through.clone(),
     };
+    for sysid in system_identifiers(&repositories, &config.cluster)?.keys() {
+        fill_if_bare(&config.cluster, *sysid, &repositories, &opener, &index);
+    }
     let plan = plan(&request, &repositories, &opener, &index)?;
     let estimate = Estimate::of(&plan, &index);
     if args.output == Format::Json && args.plan {

@@ -7,6 +7,7 @@ use crate::postgres::{ArchiveFileName, SystemIdentifier, TimelineId, WalSegmentN
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, SUMMARY_NAME};
 use crate::repository::{
     ClusterFile, ClusterKeys, Repository, WalObject, clusters, list_pins, read_summary, timelines,
+    wal_prefixes,
 };
 use crate::storage::{self, Object};
 use crate::upkeep::retention::{Branch, Candidate};
@@ -15,9 +16,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// How many listings and summaries are asked for at once.
 const PARALLEL: usize = 8;
-/// How many digits of a segment's folder one listing of WAL shares: 16 folders, 4096 segments of 16 MiB.
-const SHARED_DIGITS: usize = 7;
-
 /// A complete backup.
 #[derive(Debug, Clone)]
 pub(super) struct Held {
@@ -250,7 +248,7 @@ const DAMAGED: &str = ".damaged-";
 fn list_wal(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Vec<WalObject>> {
     let mut prefixes = BTreeSet::from([keys.histories(), keys.aside()]);
     for timeline in timelines(repository, keys)? {
-        prefixes.extend(segment_prefixes(repository, keys, timeline)?);
+        prefixes.extend(wal_prefixes(repository, keys, timeline)?);
     }
     Ok(list_prefixes(repository, prefixes)?.into_iter().filter_map(parse).collect())
 }
@@ -261,20 +259,13 @@ pub(in crate::upkeep) fn list_timeline(
     keys: &ClusterKeys,
     timeline: TimelineId,
 ) -> storage::Result<Vec<Object>> {
-    list_prefixes(repository, segment_prefixes(repository, keys, timeline)?)
+    list_prefixes(repository, wal_prefixes(repository, keys, timeline)?)
 }
 
-fn segment_prefixes(
+fn list_prefixes(
     repository: &Repository,
-    keys: &ClusterKeys,
-    timeline: TimelineId,
-) -> storage::Result<BTreeSet<String>> {
-    let folder = keys.wal_timeline(timeline);
-    let highs = repository.storage().list_folders(&folder, &repository.deadline())?;
-    Ok(highs.iter().map(|high| format!("{folder}{}", high.get(..SHARED_DIGITS).unwrap_or(high))).collect())
-}
-
-fn list_prefixes(repository: &Repository, prefixes: BTreeSet<String>) -> storage::Result<Vec<Object>> {
+    prefixes: impl IntoIterator<Item = String>,
+) -> storage::Result<Vec<Object>> {
     let prefixes: Vec<String> = prefixes.into_iter().collect();
     let store = repository.storage();
     let lists =

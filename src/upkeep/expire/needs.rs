@@ -95,6 +95,11 @@ impl Needs {
         needs
     }
 
+    /// Returns the size of a segment.
+    pub(super) fn segment_size(&self) -> WalSegmentSize {
+        self.size
+    }
+
     /// Adds what a backup needs to be consistent.
     pub(super) fn add(&mut self, backup: &Span) {
         self.spans.entry(backup.candidate.branch.timeline).or_default().push((backup.first, backup.last));

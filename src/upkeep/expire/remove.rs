@@ -2,6 +2,7 @@
 //! is left of it is no backup; then its pieces, then WAL that nothing needs any more, oldest first.
 
 use super::in_parallel;
+use super::inventory::is_aside;
 use super::plan::{RepositoryPlan, SystemPlan, keeps};
 use crate::index::{IndexHandle, Removed};
 use crate::kind::{Error, Result};
@@ -117,7 +118,7 @@ fn one(
     for part in [segments, histories] {
         let objects: Vec<Object> = part.iter().map(|object| object.object.clone()).collect();
         deleter.delete_all(&objects, |done| {
-            let removed: Vec<Removed> = done.iter().filter_map(|object| row(object)).collect();
+            let removed: Vec<Removed> = done.iter().filter_map(|object| row(system, object)).collect();
             index.run(|index| index.forget_expired(repository.url(), system.system_identifier, &removed));
         })?;
     }
@@ -144,9 +145,16 @@ fn check(plan: &RepositoryPlan<'_>) -> Result<()> {
     Ok(())
 }
 
-fn row(object: &Object) -> Option<Removed> {
+fn row(system: &SystemPlan, object: &Object) -> Option<Removed> {
     let parsed = WalObject::parse(object.clone())?;
-    Some(Removed { name: parsed.name.to_string(), crc: parsed.crc, key: object.key.clone() })
+    let in_place = parsed.segment().is_some() && !is_aside(&system.keys, &parsed);
+    Some(Removed {
+        name: parsed.name.to_string(),
+        crc: parsed.crc,
+        key: object.key.clone(),
+        segment_size: in_place.then(|| system.needs.segment_size().bytes()),
+        stored_size: object.size,
+    })
 }
 
 struct Deleter<'a> {

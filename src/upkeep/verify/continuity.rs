@@ -7,10 +7,9 @@ use crate::codec;
 use crate::kind::{Kind, Result};
 use crate::postgres::{ArchiveFileName, Lsn, TimelineHistory, TimelineId, WalSegmentName};
 use crate::recovery::catalog::Catalog;
-use crate::recovery::path::{Found, trace};
 use crate::repository::backup::{BackupSummary, SUMMARY_NAME};
 use crate::repository::{find_contents, list_wal_from};
-use crate::upkeep::windows::history_of;
+use crate::upkeep::windows::{Reach, history_of};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 
@@ -84,18 +83,8 @@ impl Gaps<'_> {
             {
                 continue;
             }
-            let (segments, gap) = trace(size, history, backup.start_lsn, |name| {
-                let there = self.held.segments.get(&name.timeline);
-                let number = name.number(size);
-                Ok(match there.and_then(|there| there.get(&number)) {
-                    Some(_) => Found::Held(()),
-                    None => {
-                        let later = there.is_some_and(|there| there.range(number..).next().is_some());
-                        Found::Absent { later }
-                    }
-                })
-            })?;
-            let last = segments.last().map(|(name, ())| *name);
+            let reach = Reach::of(&self.held.set, size, history, backup.start_lsn);
+            let (last, gap) = (reach.last(), reach.gap);
             let end = last.map_or(backup.start_lsn, |last| last.end(size));
             reached = Some(end);
             let first = match (gap, last) {

@@ -4,8 +4,9 @@ use super::Contents;
 use super::content::WalContent;
 use super::objects::{Content, Target, Visit};
 use super::report::{Subject, Wrong};
+use crate::index::HeldChunk;
 use crate::kind::Result;
-use crate::postgres::{ArchiveFileName, TimelineId, WalSegmentName};
+use crate::postgres::{ArchiveFileName, SegmentSet, TimelineId, WalSegmentName};
 use crate::repository::backup::BackupSummary;
 use crate::repository::{WalObject, list_histories, timelines};
 use crate::upkeep::expire::list_timeline;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 pub(super) struct Held {
     /// By timeline and by their numbers.
     pub(super) segments: BTreeMap<TimelineId, BTreeMap<u64, Option<Timestamp>>>,
+    /// The same as a set.
+    pub(super) set: SegmentSet,
     /// The timelines whose history is there.
     pub(super) histories: BTreeSet<TimelineId>,
 }
@@ -27,18 +30,28 @@ pub(super) fn look(visit: &Visit<'_>, backups: &[BackupSummary], contents: &mut 
     let failed = |error| visit.repository.error("list", &error);
     let mut held = Held::default();
     histories(visit, &mut held)?;
+    let before = visit.index.run(|index| index.held_wal(visit.sysid, &visit.stamp)).unwrap_or_default();
+    let mut listed = Vec::new();
     for timeline in timelines(visit.repository, &visit.keys).map_err(failed)? {
-        let listed = list_timeline(visit.repository, &visit.keys, timeline).map_err(failed)?;
-        let objects: Vec<WalObject> = listed.into_iter().filter_map(WalObject::parse).collect();
+        let found = list_timeline(visit.repository, &visit.keys, timeline).map_err(failed)?;
+        let objects: Vec<WalObject> = found.into_iter().filter_map(WalObject::parse).collect();
         conflicts(visit, &objects, contents);
         let folder = visit.keys.wal_timeline(timeline);
         objects_of(visit, &folder, &objects, backups)?;
         let vanished = visit.vanished();
         let there = objects.iter().filter(|object| !vanished.contains(&object.object.key));
-        let numbers =
-            there.filter_map(|object| Some((object.segment()?.number(visit.size), object.object.modified)));
-        held.segments.insert(timeline, numbers.collect());
+        let segments = held.segments.entry(timeline).or_default();
+        for (object, segment) in there.filter_map(|object| Some((&object.object, object.segment()?))) {
+            let number = segment.number(visit.size);
+            held.set.insert(timeline, number);
+            segments.insert(number, object.modified);
+            let stored = object.modified.map(Timestamp::as_microsecond);
+            listed.push((timeline, number, object.size, stored));
+        }
     }
+    // What status tells goes by what is known here.
+    let chunks = HeldChunk::of(listed);
+    visit.index.run(|index| index.replace_held_wal(visit.sysid, &visit.stamp, &before, &chunks));
     Ok(held)
 }
 

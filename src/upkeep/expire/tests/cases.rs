@@ -391,7 +391,7 @@ fn the_index_forgets_what_is_gone_from_the_last_repository() {
     let repository = world.repository();
     let made = plan(&request(vec![(&repository, with_window(last(1), 5))], 49));
     carry_out(&made.repositories[0], &index, &Progress::new());
-    let files = index.run(|index| index.wal_totals(SystemIdentifier(7))).unwrap().files;
+    let files = index.run(|index| Ok(index.wal_files(SystemIdentifier(7)))).unwrap();
     assert_eq!(files, 3, "only the first had no other copy");
     let backlog = index.run(|index| index.backlog(SystemIdentifier(7), "memory:", 10)).unwrap();
     assert!(backlog.is_empty(), "{backlog:?}");

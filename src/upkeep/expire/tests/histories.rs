@@ -2,6 +2,7 @@
 //! recovery planner sees it, and every backup that stays can be brought up.
 
 use super::world::{SIZE, World};
+use crate::index::IndexHandle;
 use crate::postgres::Lsn;
 use crate::upkeep::retention::Policy;
 use jiff::{SignedDuration, Timestamp};
@@ -210,5 +211,28 @@ proptest! {
             past.step(step);
         }
         past.expire(0);
+    }
+}
+
+proptest! {
+    // Each lists a thousand objects after each step.
+    #![proptest_config(ProptestConfig { cases: cases() / 6, ..ProptestConfig::default() })]
+
+    /// What `status` goes by: the index, which is told of what expires on this host, and the newest listings.
+    #[test]
+    fn what_the_index_remembers_is_what_is_there(
+        policy in policy(),
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        let mut past = Past::new(policy);
+        past.world.index = IndexHandle::in_memory();
+        // More than is listed again each time.
+        past.step(&Step::Backup { segments: 2 });
+        past.step(&Step::Archive { segments: 700, minutes: 1 });
+        past.world.look();
+        for step in &steps {
+            past.step(step);
+            past.world.reaches_as_far_as_it_walks(&past.world.look());
+        }
     }
 }

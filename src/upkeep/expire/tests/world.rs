@@ -13,7 +13,9 @@ use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, StoredObject, mani
 use crate::repository::{ClusterFile, ClusterKeys, Repository};
 use crate::storage::Storage;
 use crate::upkeep::expire::{Outcome, Request, carry_out, plan};
+use crate::upkeep::holdings::{Holdings, catalog, look};
 use crate::upkeep::retention::Policy;
+use crate::upkeep::windows::Reach;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,13 +27,19 @@ pub(super) const SIZE: WalSegmentSize = WalSegmentSize::DEFAULT;
 pub(super) struct World {
     pub(super) store: Arc<Memory>,
     pub(super) keys: ClusterKeys,
+    /// The index of the host on which expiry runs.
+    pub(super) index: IndexHandle,
 }
 
 impl World {
     pub(super) fn new() -> Self {
-        let world = Self { store: Arc::new(Memory::default()), keys: ClusterKeys::new("main", SYSID) };
+        let world = Self::at(Arc::new(Memory::default()), ClusterKeys::new("main", SYSID));
         world.init(SYSID);
         world
+    }
+
+    fn at(store: Arc<Memory>, keys: ClusterKeys) -> Self {
+        Self { store, keys, index: IndexHandle::absent() }
     }
 
     fn init(&self, sysid: SystemIdentifier) {
@@ -43,11 +51,11 @@ impl World {
     /// Returns the same archive under another system identifier, as pg_upgrade makes one.
     pub(super) fn upgraded(&self, sysid: SystemIdentifier) -> Self {
         self.init(sysid);
-        Self { store: Arc::clone(&self.store), keys: ClusterKeys::new("main", sysid) }
+        Self::at(Arc::clone(&self.store), ClusterKeys::new("main", sysid))
     }
 
     pub(super) fn copy(&self) -> Self {
-        Self { store: Arc::new(self.store.copy()), keys: self.keys.clone() }
+        Self::at(Arc::new(self.store.copy()), self.keys.clone())
     }
 
     pub(super) fn segment_key(&self, timeline: u32, number: u64) -> String {
@@ -132,7 +140,7 @@ impl World {
     }
 
     pub(super) fn expire(&self, policy: Policy, now: Timestamp) -> Outcome {
-        expire(&self.repository(), policy, now)
+        expire_with(&self.repository(), policy, now, &self.index)
     }
 
     /// Returns whether `lsn` on `timeline` can be reached: the way that the recovery planner looks for before it reads any
@@ -149,6 +157,43 @@ impl World {
                 || walk(&catalog, &history, start).unwrap().last().map_or(Lsn(0), |last| last.end(SIZE));
             is_on_branch && stop.0 <= lsn && end() >= stop && end().0 > lsn
         })
+    }
+
+    /// Returns what a look that trusts the index finds, after it was compared with what is there.
+    pub(super) fn look(&self) -> Holdings {
+        let repository = self.repository();
+        let remembered = look(&repository, "main", SYSID, &self.index, &repository.deadline()).unwrap();
+        let there = look(&repository, "main", SYSID, &IndexHandle::absent(), &repository.deadline()).unwrap();
+        assert_eq!(remembered.segments, there.segments);
+        assert_eq!(remembered.stored_bytes(), there.stored_bytes());
+        assert_eq!(remembered.backups, there.backups);
+        let all = |held| {
+            let catalog = catalog(&[(&repository, held)], "main", SYSID, &self.index);
+            catalog.backups.iter().map(|backup| backup.summary.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(all(&remembered).len(), there.backups.len());
+        remembered
+    }
+
+    /// Asserts that from each backup along each timeline the WAL reaches as far by the set of segments as by listings.
+    pub(super) fn reaches_as_far_as_it_walks(&self, held: &Holdings) {
+        let repository = self.repository();
+        let catalog = Catalog::read(&[&repository], "main", SYSID).unwrap();
+        for timeline in catalog.timelines() {
+            let history = catalog.history(timeline, &Opener::without_identity()).unwrap();
+            for backup in &catalog.backups {
+                let start = backup.summary.start_lsn;
+                let walked = walk(&catalog, &history, start).unwrap();
+                let reach = Reach::of(&held.segments, SIZE, &history, start);
+                let names = |(timeline, first, last): &(TimelineId, u64, u64)| {
+                    let timeline = *timeline;
+                    (*first..=*last).map(move |number| WalSegmentName::from_number(timeline, number, SIZE))
+                };
+                let reached: Vec<_> = reach.runs.iter().flat_map(names).collect();
+                let walked_over: Vec<_> = walked.segments.iter().map(|(name, _)| *name).collect();
+                assert_eq!((reached, reach.gap), (walked_over, walked.gap), "{history:?} from {start}");
+            }
+        }
     }
 
     /// Returns whether the planner finds a way to bring the backup up by itself.
@@ -171,6 +216,10 @@ pub(super) fn repository(name: &str, store: Arc<dyn Storage>) -> Repository {
 }
 
 pub(super) fn expire(repository: &Repository, policy: Policy, now: Timestamp) -> Outcome {
+    expire_with(repository, policy, now, &IndexHandle::absent())
+}
+
+fn expire_with(repository: &Repository, policy: Policy, now: Timestamp, index: &IndexHandle) -> Outcome {
     let request = Request {
         cluster: "main",
         repositories: vec![(repository, Some(policy))],
@@ -180,7 +229,7 @@ pub(super) fn expire(repository: &Repository, policy: Policy, now: Timestamp) ->
     };
     let mut plan = plan(&request);
     match plan.repositories.pop() {
-        Some(made) => carry_out(&made, &IndexHandle::absent(), &Progress::new()),
+        Some(made) => carry_out(&made, index, &Progress::new()),
         None => Outcome { failed: plan.skipped.pop().map(|skipped| skipped.error), ..Outcome::default() },
     }
 }
