@@ -237,6 +237,7 @@ fn keys_of_the_code() -> BTreeSet<String> {
         ("encryption", "AgeFile"),
         ("archive", "ArchiveFile"),
         ("retention", "RetentionFile"),
+        ("verify", "VerifyFile"),
     ] {
         assert!(keys.contains(section), "{section}");
         // `encryption` is a key by itself, too: as a word.

@@ -54,4 +54,4 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::upkeep) mod tests;

@@ -15,6 +15,8 @@ mod continuity;
 mod objects;
 mod report;
 mod settle;
+#[cfg(test)]
+mod tests;
 mod wal;
 
 pub use report::{Problem, Report, RepositoryReport, Subject, Wrong};
