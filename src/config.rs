@@ -40,6 +40,8 @@ pub struct Config {
     pub status: Thresholds,
     /// Who hears of what happens.
     pub notify: Channels,
+    /// `verify.reread = "30d"`: after how long `verify` reads again what it has read and found good. 30 days unless given.
+    pub reread: Duration,
 }
 
 /// How to reach the server.
@@ -158,6 +160,8 @@ struct File {
     status: watch::StatusFile,
     #[serde(default)]
     notify: watch::NotifyFile,
+    #[serde(default)]
+    verify: VerifyFile,
 }
 
 #[derive(Deserialize)]
@@ -177,6 +181,12 @@ struct ArchiveFile {
     look_ahead: Option<usize>,
     prefetch: Option<usize>,
     event_rows: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VerifyFile {
+    reread: Option<String>,
 }
 
 /// A retention as it is written.
@@ -230,6 +240,7 @@ impl Config {
             retention,
             status: watch::parse_status(&file.status)?,
             notify: watch::parse_notify(file.notify, base)?,
+            reread: parse_duration("verify.reread", file.verify.reread.as_deref().unwrap_or("30d"))?,
         };
         if let Acknowledge::Count(n) = config.archive.acknowledge
             && (n == 0 || n > config.repositories.len())
@@ -421,7 +432,8 @@ fn parse_retention(key: &str, file: &RetentionFile) -> Result<Policy> {
     })
 }
 
-fn parse_duration(key: &str, text: &str) -> Result<Duration> {
+/// Returns the duration that `text` is, which is at least a second; `key` names it in the error.
+pub fn parse_duration(key: &str, text: &str) -> Result<Duration> {
     match humantime::parse_duration(text) {
         Ok(duration) if duration >= Duration::from_secs(1) => Ok(duration),
         Ok(_) => Err(Error::config(format!("{key} = \"{text}\" is shorter than 1s"))),
@@ -512,6 +524,7 @@ identity_file = "identity.txt"
             ("[encryption]", "[archive]\nacknowledge = 3\n[encryption]", "acknowledge = 3"),
             ("[encryption]", "[archive]\nprefetch = 17\n[encryption]", "archive.prefetch"),
             ("[encryption]", "[archive]\nevent_rows = 0\n[encryption]", "archive.event_rows"),
+            ("[encryption]", "[verify]\nreread = \"soon\"\n[encryption]", "verify.reread"),
             ("[encryption]", "[archive]\ndeadline = \"soon\"\n[encryption]", "archive.deadline"),
             ("recipients = [\"age1qqqq\"]", "recipients = []", "recipients is empty"),
         ] {

@@ -204,6 +204,7 @@ fn keys_of_the_code() -> BTreeSet<String> {
         ("retention", "RetentionFile"),
         ("status", "StatusFile"),
         ("notify", "NotifyFile"),
+        ("verify", "VerifyFile"),
     ] {
         assert!(keys.contains(section), "{section}");
         // `encryption` is a key by itself, too: as a word.

@@ -27,6 +27,7 @@ mod resolve;
 mod setup;
 mod status;
 mod sync;
+mod verify;
 mod version;
 
 use crate::error::{CANNOT_ANSWER, exit_code};
@@ -83,6 +84,7 @@ enum Command {
     Pin(pin::Args),
     /// Let the retention decide over a backup again
     Unpin(pin::Args),
+    Verify(verify::Args),
     Resolve(resolve::Args),
     Demo(demo::Args),
     Completions(completions::Args),
@@ -145,6 +147,7 @@ pub fn main() -> u8 {
         Command::Expire(args) => expire::run(global, args),
         Command::Pin(args) => pin::run(global, args),
         Command::Unpin(args) => pin::run_unpin(global, args),
+        Command::Verify(args) => verify::run(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Completions(args) => completions::run(args),

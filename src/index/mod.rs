@@ -38,7 +38,7 @@ pub use names::{DatabaseName, RelationName, nearest};
 pub use notifications::Notification;
 pub use operations::{Operation, OperationFilter, host};
 pub use reading::Reading;
-pub use verified::{Seen, Verification};
+pub use verified::{Seen, Verification, below_cluster};
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};

@@ -1,6 +1,6 @@
 //! What was verified when: the runs of `verify`, and each object with what was seen of it.
 
-use super::{Index, now_us, sql};
+use super::{Index, RepositoryStamp, now_us, sql};
 use crate::kind::Result;
 use crate::postgres::SystemIdentifier;
 use jiff::Timestamp;
@@ -199,6 +199,56 @@ impl Index {
         sql(write(), "forget what was verified")
     }
 
+    /// Returns name and CRC-32 of the WAL files from `first` to `last` that the repository held, as far as this host knows; at
+    /// most `limit`, in the order of names.
+    pub fn held_between(
+        &self,
+        repository: &RepositoryStamp,
+        sysid: SystemIdentifier,
+        (first, last): (&str, &str),
+        limit: usize,
+    ) -> Result<Vec<(String, u32)>> {
+        let read = || -> rusqlite::Result<Vec<(String, u32)>> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT w.name, w.crc FROM wal w WHERE w.sysid = ?1 AND w.name BETWEEN ?2 AND ?3
+                 AND EXISTS (SELECT 1 FROM wal_copy c JOIN repository r ON r.id = c.repository_id
+                             WHERE c.wal_id = w.id AND r.url = ?4 AND r.cluster_id = ?5)
+                 ORDER BY w.name LIMIT ?6",
+            )?;
+            let key = params![
+                sysid.to_string(),
+                first,
+                last,
+                repository.url,
+                repository.cluster_id,
+                i64::try_from(limit).unwrap_or(i64::MAX)
+            ];
+            let rows = statement.query_map(key, |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        };
+        sql(read(), "look up what a repository held")
+    }
+
+    /// Returns with which sizes in bytes the WAL files from `first` to `last` were stored, by name and CRC-32.
+    pub fn stored_sizes(
+        &self,
+        sysid: SystemIdentifier,
+        first: &str,
+        last: &str,
+    ) -> Result<HashMap<(String, u32), u64>> {
+        let read = || -> rusqlite::Result<HashMap<(String, u32), u64>> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT name, crc, stored_size FROM wal
+                 WHERE sysid = ? AND name BETWEEN ? AND ? AND stored_size IS NOT NULL",
+            )?;
+            let rows = statement.query_map([&sysid.to_string(), first, last], |row| {
+                Ok(((row.get(0)?, row.get(1)?), row.get::<_, i64>(2)?.cast_unsigned()))
+            })?;
+            rows.collect()
+        };
+        sql(read(), "read stored sizes")
+    }
+
     fn verified_store(&self, url: &str, sysid: SystemIdentifier) -> rusqlite::Result<i64> {
         let id = sysid.to_string();
         self.connection
@@ -208,6 +258,11 @@ impl Index {
             .prepare_cached("SELECT id FROM verified_store WHERE url = ? AND sysid = ?")?
             .query_row([url, &id], |row| row.get(0))
     }
+}
+
+/// Returns the key as this table has it: without the cluster and the system identifier that it begins with.
+pub fn below_cluster(key: &str) -> &str {
+    key.splitn(3, '/').nth(2).unwrap_or(key)
 }
 
 impl Seen {

@@ -4,7 +4,8 @@
 //! `holdings` is what the repositories hold, by the index and by what is new; `names` gives tables their names; `notify`
 //! tells somebody what happened; `rebuild` makes an index anew; `resolve` settles which of two contents of one name is
 //! right; `bad_pages` is what backups found in the database; `verdict` judges what `status` found, and `metrics` are the
-//! same for Prometheus; `check` says whether all is as it must be.
+//! same for Prometheus; `check` says whether all is as it must be,
+//! `verify` whether everything is still there and still what it was.
 
 pub mod bad_pages;
 pub mod check;
@@ -24,4 +25,5 @@ pub mod status;
 pub mod sync;
 mod unarchived;
 pub mod verdict;
+pub mod verify;
 mod windows;

@@ -21,10 +21,10 @@ mod init;
 mod large;
 #[path = "../markdown/mod.rs"]
 mod markdown;
-mod packaging;
 mod monitor;
 mod notify;
 mod oplog;
+mod packaging;
 mod prefetch;
 mod recover;
 mod reports;
@@ -33,5 +33,6 @@ mod smoke;
 mod stores;
 mod support;
 mod sync;
+mod verify;
 mod wal_events;
 mod wal_reader;
