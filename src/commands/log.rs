@@ -61,7 +61,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
 
 fn moment(flag: &str, text: &str) -> Result<Timestamp> {
     match Target::parse(text, &jiff::Zoned::now()) {
-        Ok(Target::Time(time)) => Ok(time.into()),
+        Ok(Target::Time(time)) => Ok(time),
         _ => Err(Error::usage(format!(
             "{flag} {text}: it is a time, as '2026-11-20 14:30:00+01' or '2 days ago'"
         ))),
