@@ -182,7 +182,7 @@ fn every_example_of_server_settings_is_complete() {
 
 /// Returns the keys that the configuration knows, from the structs that it is read into.
 fn keys_of_the_code() -> BTreeSet<String> {
-    let text = read(&root().join("src/config.rs"));
+    let text = read(&root().join("src/config.rs")) + &read(&root().join("src/config/watch.rs"));
     let fields = |name: &str, prefix: &str| -> Vec<String> {
         let body =
             text.split(&format!("struct {name} {{\n")).nth(1).unwrap_or_else(|| panic!("no struct {name}"));
@@ -202,6 +202,9 @@ fn keys_of_the_code() -> BTreeSet<String> {
         ("encryption", "AgeFile"),
         ("archive", "ArchiveFile"),
         ("retention", "RetentionFile"),
+        ("status", "StatusFile"),
+        ("notify", "NotifyFile"),
+        ("verify", "VerifyFile"),
     ] {
         assert!(keys.contains(section), "{section}");
         // `encryption` is a key by itself, too: as a word.

@@ -7,6 +7,7 @@ use super::{Global, setup};
 use crate::codec::{self, Sealer};
 use crate::config::{self, Config, Location};
 use crate::durable;
+use crate::error::exit_code;
 use crate::kind::{Context, Error, Result};
 use crate::postgres::ControlFile;
 use crate::repository::{ClusterFile, ClusterKeys, Repository, recovery_text};
@@ -61,16 +62,28 @@ pub struct Args {
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let path = config::path_of(global.config.as_deref());
     let path = durable::absolute(&path).context("configuration")?;
+    let result = set_up(&path, args);
+    // The log is where the configuration says, which may only be there now.
+    if let Ok(config) = Config::load(Some(&path)) {
+        let index = setup::index(&config);
+        let operation = index.log_start("init", &config.cluster);
+        let details = serde_json::json!({ "configuration": path.display().to_string(), "apply": args.apply });
+        index.log_end_with(operation, &result, exit_code, &details.to_string());
+    }
+    result
+}
+
+fn set_up(path: &Path, args: &Args) -> Result<()> {
     if path.exists() {
-        return again(&path, args);
+        return again(path, args);
     }
     if !questions::wanted(args) {
-        return first(&path, args);
+        return first(path, args);
     }
-    let (args, cluster) = questions::ask(&path, args)?;
-    first(&path, &args)?;
+    let (args, cluster) = questions::ask(path, args)?;
+    first(path, &args)?;
     let restart = cluster.map(|cluster| cluster.restart());
-    print!("{}", what_next(&path, args.apply, restart.as_deref())?);
+    print!("{}", what_next(path, args.apply, restart.as_deref())?);
     Ok(())
 }
 
@@ -85,6 +98,7 @@ fn what_next(path: &Path, applied: bool, restart: Option<&str>) -> Result<String
         None => "restart the server".to_owned(),
     });
     let command = |arguments| Ok::<_, Error>(setup::server_command(path, arguments)?.replace("%%", "%"));
+    steps.push(format!("check that all is as it must be: {}", command("check")?));
     steps.push(format!("take a base backup: {}", command("base-backup")?));
     steps.push(format!("look: {}", command("status")?));
     steps.push(

@@ -12,8 +12,13 @@ mod events;
 mod expire;
 mod index;
 mod init;
+mod judge;
 mod list;
+mod log;
 mod man;
+mod metrics;
+mod notify;
+mod operation;
 mod output;
 mod pin;
 mod progress;
@@ -22,6 +27,7 @@ mod resolve;
 mod setup;
 mod status;
 mod sync;
+mod verify;
 mod version;
 
 use crate::error::{CANNOT_ANSWER, exit_code};
@@ -67,14 +73,18 @@ enum Command {
     Recover(recover::Args),
     Check(check::Args),
     Status(status::Args),
+    Metrics(metrics::Args),
     List(list::Args),
     Events(events::Args),
     Index(index::Args),
+    Log(log::Args),
+    Notify(notify::Args),
     Sync(sync::Args),
     Expire(expire::Args),
     Pin(pin::Args),
     /// Let the retention decide over a backup again
     Unpin(pin::Args),
+    Verify(verify::Args),
     Resolve(resolve::Args),
     Demo(demo::Args),
     Completions(completions::Args),
@@ -122,14 +132,22 @@ pub fn main() -> u8 {
         Command::BaseBackup(args) => base_backup::run(global, args),
         Command::Recover(args) => recover::run(global, args),
         Command::Check(args) => check::run(global, args),
-        Command::Status(args) => status::run(global, args),
+        Command::Status(args) => match status::run(global, args) {
+            Ok(0) => Ok(()),
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Metrics(args) => metrics::run(global, args),
         Command::List(args) => list::run(global, args),
         Command::Events(args) => events::run(global, args),
         Command::Index(args) => index::run(global, args),
+        Command::Log(args) => log::run(global, args),
+        Command::Notify(args) => notify::run(global, args),
         Command::Sync(args) => sync::run(global, args),
         Command::Expire(args) => expire::run(global, args),
         Command::Pin(args) => pin::run(global, args),
         Command::Unpin(args) => pin::run_unpin(global, args),
+        Command::Verify(args) => verify::run(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Completions(args) => completions::run(args),

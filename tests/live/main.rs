@@ -21,6 +21,9 @@ mod init;
 mod large;
 #[path = "../markdown/mod.rs"]
 mod markdown;
+mod monitor;
+mod notify;
+mod oplog;
 mod packaging;
 mod prefetch;
 mod recover;
@@ -30,5 +33,6 @@ mod smoke;
 mod stores;
 mod support;
 mod sync;
+mod verify;
 mod wal_events;
 mod wal_reader;
