@@ -275,6 +275,7 @@ live_test!(
             look(&site, 0).says("bucket delete", "ok", "cannot be removed from here");
         }
         assert_eq!(store.objects_matching("/check/").len(), 1);
+        check(&site, 0).says("bucket clock", "ok", "agrees");
         site.walden.run(&["base-backup", "--fast"]).ok();
         for command in [&["sync"][..], &["status"], &["list"], &["index", "rebuild"]] {
             site.walden.run(command).ok();
