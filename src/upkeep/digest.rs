@@ -225,7 +225,7 @@ mod tests {
         let new = Index::open(&dir.path().join("new")).unwrap();
         take_digests(&keys, sysid, &[&repository], &Opener::without_identity(), &new).unwrap();
         for oid in [20_000, 70_000] {
-            assert_eq!(new.relation_by_oid(sysid, 5, oid, 1).unwrap(), Some(named(oid)));
+            assert_eq!(new.relations_of_oid(sysid, 5, oid).unwrap(), [named(oid)]);
         }
     }
 }

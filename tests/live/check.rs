@@ -384,8 +384,8 @@ live_test!(
         let database: u32 = site.cluster.psql("select oid from pg_database where datname = 'postgres'").parse().unwrap();
         let sysid = site.cluster.psql("select system_identifier from pg_control_system()").parse().unwrap();
         let index = Index::open(&site.work.join("state/main/index.sqlite")).unwrap();
-        let relation = index.relation_by_oid(sysid, database, last, 0).unwrap().expect("a relation");
-        assert_eq!(relation.name, "public.t10100");
+        let relations = index.relations_of_oid(sysid, database, last).unwrap();
+        assert_eq!(relations[0].name, "public.t10100");
     }
 );
 
