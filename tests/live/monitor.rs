@@ -215,6 +215,34 @@ fn backups(site: &Site) -> Vec<String> {
     backups_in(site, "primary").iter().filter_map(name).collect()
 }
 
+live_test!(
+    [16]
+    fn verification_that_is_old_or_found_something_is_told_and_notified(pg: Installation) {
+        let site = Site::new(&pg);
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        let name = site.archive_a_segment();
+        let heard = site.work.join("heard");
+        let hear = format!("[notify]\ncommand = \"cat >> '{}'\"\nevents = [\"verify-failed\"]", heard.display());
+        configure(&site, &format!("[status]\nverify_age = \"1h\"\n{hear}"));
+        assert_eq!(level(&site, "verify-age", &[]), None, "the backups are young");
+        assert_eq!(level(&site, "verify-age", &["--now", &ahead(2)]).as_deref(), Some("warning"));
+        site.walden.run(&["verify"]).ok();
+        configure(&site, &format!("[status]\nverify_age = \"3h\"\n{hear}"));
+        assert_eq!(level(&site, "verify-age", &["--now", &ahead(2)]), None);
+        assert_eq!(level(&site, "verify-age", &["--now", &ahead(4)]).as_deref(), Some("warning"));
+        assert!(!heard.exists());
+        for object in site.wal_objects("replica", &name) {
+            fs::remove_file(object).expect("remove");
+        }
+        site.walden.run(&["verify"]).expect_code(6);
+        assert_eq!(level(&site, "verify-failed", &[]).as_deref(), Some("critical"));
+        assert!(fs::read_to_string(&heard).expect("read").contains("verify-failed"));
+        site.walden.run(&["sync"]).ok();
+        site.walden.run(&["verify"]).ok();
+        assert_eq!(level(&site, "verify-failed", &[]), None);
+    }
+);
+
 /// A small filesystem in memory, unmounted when dropped.
 struct Disk(PathBuf);
 
