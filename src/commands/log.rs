@@ -66,10 +66,10 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
 
 /// Returns whether the process that began it still runs, as far as this machine can tell.
 fn is_running(operation: &Operation) -> bool {
-    let own = |name: String| name.trim() == "walden";
+    let name = |process: &str| std::fs::read_to_string(format!("/proc/{process}/comm")).ok();
     operation.finished.is_none()
         && operation.host.as_deref() == Some(host().as_str())
-        && std::fs::read_to_string(format!("/proc/{}/comm", operation.process)).is_ok_and(own)
+        && name(&operation.process.to_string()).is_some_and(|of| Some(of) == name("self"))
 }
 
 fn outcome(operation: &Operation) -> String {
