@@ -152,7 +152,8 @@ live_test!(
             "A second place",
             "must be restarted before archiving works",
             "1. restart the server: pg_ctl -D",
-            "2. take a base backup: ",
+            "2. check that all is as it must be: ",
+            "3. take a base backup: ",
         ] {
             assert!(finished.stdout.contains(part), "{part}: {finished}");
         }
