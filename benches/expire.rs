@@ -1,5 +1,6 @@
-//! How long the plan of `expire` takes over 100,000 segments and 500 backups in an S3 store in memory, over loopback, by
-//! listings and the summaries of backups: `cargo bench --bench expire`.
+//! How long the plan of `expire` and a `verify` take over 100,000 segments and 500 backups in an S3 store in memory, over
+//! loopback: `cargo bench --bench expire`. The plan goes by listings and the summaries of backups. The first `verify` asks for
+//! the checksum of each object; the others remember it.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::result_large_err)]
 
@@ -18,11 +19,15 @@ use s3_store::{BUCKET, S3Store};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use walden::codec::Opener;
+use walden::index::IndexHandle;
 use walden::postgres::WalSegmentSize;
+use walden::progress::Progress;
 use walden::repository::{ClusterFile, ClusterKeys, Repository};
 use walden::storage::{Retry, S3Options, S3Storage};
 use walden::upkeep::expire::{Request, plan};
 use walden::upkeep::retention::Policy;
+use walden::upkeep::verify::{Request as VerifyRequest, verify};
 
 const SEGMENTS: u64 = 100_000;
 const BACKUPS: u64 = 500;
@@ -67,6 +72,43 @@ fn main() {
         let name = format!("{SEGMENTS} segments, {BACKUPS} backups");
         println!("{name:<32}{took:>12.2}{:>12}{removed:>12}", store.requests().len());
     }
+    verify_runs(&store, &options);
+}
+
+fn verify_runs(store: &S3Store, options: &S3Options) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let index = IndexHandle::open(&dir.path().join("index.sqlite"));
+    let opener = Opener::without_identity();
+    println!("{:<32}{:>12}{:>12}{:>12}", "", "verify, s", "requests", "looked at");
+    for name in ["first", "second", "third"] {
+        let storage = S3Storage::with_credentials(options.clone(), &store.access_key, &store.secret_key);
+        let repository = Repository::new("s3", Arc::new(Retry::new(storage, 4)), Duration::from_mins(1));
+        let request = VerifyRequest {
+            cluster: "main",
+            repositories: vec![(&repository, None)],
+            only: None,
+            system_identifier: None,
+            current: None,
+            opener: &opener,
+            deep: false,
+            since: None,
+            backup: None,
+            reread: Duration::from_hours(30 * 24),
+            all: false,
+            parallel: 4,
+            in_flight: Duration::from_mins(2),
+            busy: BTreeSet::new(),
+            pg_wal: dir.path(),
+            event_rows: 1000,
+        };
+        store.forget_requests();
+        let began = Instant::now();
+        let report = verify(&request, &index, &Progress::new());
+        let took = began.elapsed().as_secs_f64();
+        assert!(report.problems() == 0 && report.failure().is_none(), "{:?}", report.repositories);
+        let looked_at = report.repositories[0].looked_at;
+        println!("{name:<32}{took:>12.2}{:>12}{looked_at:>12}", store.requests().len());
+    }
 }
 
 /// Makes up an archive of 500 days: a backup and two hundred segments a day.
@@ -74,6 +116,7 @@ fn fill(store: &S3Store) {
     let keys = ClusterKeys::new("main", rows::SYSID);
     let file = ClusterFile::new("main", rows::SYSID, WalSegmentSize::DEFAULT, 17);
     store.put_raw(&keys.cluster_file(), serde_json::to_vec(&file).expect("JSON"));
+    store.put_raw(&keys.recovery_text(), "x");
     for at in 0..SEGMENTS {
         let key = format!("{}00000001/{:08X}/{}-{at:08x}.lz4.age", keys.wal(), at >> 8, rows::name(at));
         store.put_raw(&key, "x");

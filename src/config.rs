@@ -1,12 +1,16 @@
 //! The configuration file: reading it, checking it, and making from it what the engines take.
 
+mod watch;
+
 use crate::kind::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::upkeep::notify::Channels;
 use crate::upkeep::retention::Policy;
+use crate::upkeep::verdict::Thresholds;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALDEN_CONFIG` names it.
 pub const DEFAULT_PATH: &str = "/etc/walden/walden.toml";
@@ -32,6 +36,12 @@ pub struct Config {
     pub archive: Archive,
     /// What `expire` keeps in each repository that has a policy, by the repository's name.
     pub retention: BTreeMap<String, Policy>,
+    /// From where on the rules of `status` speak.
+    pub status: Thresholds,
+    /// Who hears of what happens.
+    pub notify: Channels,
+    /// `verify.reread = "30d"`: after how long `verify` reads again what it has read and found good. 30 days unless given.
+    pub reread: Duration,
 }
 
 /// How to reach the server.
@@ -146,6 +156,12 @@ struct File {
     archive: ArchiveFile,
     #[serde(default)]
     retention: RetentionFile,
+    #[serde(default)]
+    status: watch::StatusFile,
+    #[serde(default)]
+    notify: watch::NotifyFile,
+    #[serde(default)]
+    verify: VerifyFile,
 }
 
 #[derive(Deserialize)]
@@ -165,6 +181,12 @@ struct ArchiveFile {
     look_ahead: Option<usize>,
     prefetch: Option<usize>,
     event_rows: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VerifyFile {
+    reread: Option<String>,
 }
 
 /// A retention as it is written.
@@ -216,6 +238,9 @@ impl Config {
             encryption: parse_encryption(file.encryption, base)?,
             archive: parse_archive(&file.archive)?,
             retention,
+            status: watch::parse_status(&file.status)?,
+            notify: watch::parse_notify(file.notify, base)?,
+            reread: parse_duration("verify.reread", file.verify.reread.as_deref().unwrap_or("30d"))?,
         };
         if let Acknowledge::Count(n) = config.archive.acknowledge
             && (n == 0 || n > config.repositories.len())
@@ -407,7 +432,8 @@ fn parse_retention(key: &str, file: &RetentionFile) -> Result<Policy> {
     })
 }
 
-fn parse_duration(key: &str, text: &str) -> Result<Duration> {
+/// Returns the duration that `text` is, which is at least a second; `key` names it in the error.
+pub fn parse_duration(key: &str, text: &str) -> Result<Duration> {
     match humantime::parse_duration(text) {
         Ok(duration) if duration >= Duration::from_secs(1) => Ok(duration),
         Ok(_) => Err(Error::config(format!("{key} = \"{text}\" is shorter than 1s"))),
@@ -498,6 +524,7 @@ identity_file = "identity.txt"
             ("[encryption]", "[archive]\nacknowledge = 3\n[encryption]", "acknowledge = 3"),
             ("[encryption]", "[archive]\nprefetch = 17\n[encryption]", "archive.prefetch"),
             ("[encryption]", "[archive]\nevent_rows = 0\n[encryption]", "archive.event_rows"),
+            ("[encryption]", "[verify]\nreread = \"soon\"\n[encryption]", "verify.reread"),
             ("[encryption]", "[archive]\ndeadline = \"soon\"\n[encryption]", "archive.deadline"),
             ("recipients = [\"age1qqqq\"]", "recipients = []", "recipients is empty"),
         ] {

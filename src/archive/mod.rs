@@ -27,6 +27,7 @@ mod targets;
 mod whole;
 mod witness;
 
+pub use content::{Expected, copy_checked};
 pub use get::{Fetched, GetOptions, get};
 pub use prefetch::{PrefetchOptions, is_recovering, prefetch};
 pub use push::{PushOptions, Pushed, push};

@@ -121,7 +121,8 @@ fn deep(config: &Config, sysid: SystemIdentifier, query: &Query, index: &Index) 
     Ok(())
 }
 
-fn moment(option: &str, text: &str, now: &jiff::Zoned) -> Result<i64> {
+/// Returns the time that was given with `option`, in µs since 1970.
+pub(super) fn moment(option: &str, text: &str, now: &jiff::Zoned) -> Result<i64> {
     match Target::parse(text, now) {
         Ok(Target::Time(time)) => Ok(time.as_microsecond()),
         _ => Err(Error::usage(format!("{option} \"{text}\" is no time"))

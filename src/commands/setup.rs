@@ -52,11 +52,7 @@ fn s3_options(entry: &RepositoryConfig, bucket: String, prefix: String) -> S3Opt
 pub fn repositories_without(config: &Config, without: &[String]) -> Result<Vec<Repository>> {
     let all = repositories(config)?;
     for name in without {
-        if !all.iter().any(|repository| repository.name() == name) {
-            let known: Vec<&str> = all.iter().map(Repository::name).collect();
-            return Err(Error::usage(format!("--without {name}: no repository has that name"))
-                .with_hint(format!("configured are {}", known.join(", "))));
-        }
+        check_name(&all, "--without", name)?;
     }
     let left: Vec<Repository> =
         all.into_iter().filter(|r| !without.iter().any(|name| name == r.name())).collect();
@@ -64,6 +60,16 @@ pub fn repositories_without(config: &Config, without: &[String]) -> Result<Vec<R
         return Err(Error::usage("--without leaves no repository"));
     }
     Ok(left)
+}
+
+/// Fails where no repository has the name that was given with `flag`.
+pub fn check_name(repositories: &[Repository], flag: &str, name: &str) -> Result<()> {
+    if repositories.iter().any(|repository| repository.name() == name) {
+        return Ok(());
+    }
+    let known: Vec<&str> = repositories.iter().map(Repository::name).collect();
+    Err(Error::usage(format!("{flag} {name}: no repository has that name"))
+        .with_hint(format!("configured are {}", known.join(", "))))
 }
 
 /// Returns what encrypts, or does not, as configured.

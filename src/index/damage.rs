@@ -36,10 +36,24 @@ impl Index {
         Ok(())
     }
 
-    /// Forgets the damage of an object that was mended or removed.
+    /// Forgets the damage of an object that was mended or removed, and what was seen of the object: what is there now is
+    /// another copy.
     pub fn forget_damage(&self, url: &str, key: &str) -> Result<()> {
+        let forget = || -> rusqlite::Result<()> {
+            self.connection.execute("DELETE FROM damage WHERE url = ? AND key = ?", params![url, key])?;
+            self.connection.execute(
+                "DELETE FROM verified WHERE key = ?2 AND store IN (SELECT id FROM verified_store WHERE url = ?1)",
+                params![url, super::verified::below_cluster(key)],
+            )?;
+            Ok(())
+        };
+        sql(forget(), "forget damage")
+    }
+
+    /// Takes back that an object is damaged: it was checked and is what it should be.
+    pub fn refute_damage(&self, url: &str, key: &str) -> Result<()> {
         let statement = "DELETE FROM damage WHERE url = ? AND key = ?";
-        sql(self.connection.execute(statement, params![url, key]), "forget damage")?;
+        sql(self.connection.execute(statement, params![url, key]), "refute damage")?;
         Ok(())
     }
 

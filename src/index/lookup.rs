@@ -1,8 +1,8 @@
 //! Single facts about an archived file.
 
-use super::{Index, sql};
+use super::{Index, TimelineSwitch, sql};
 use crate::kind::Result;
-use crate::postgres::{SystemIdentifier, TimelineId};
+use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
 use rusqlite::{OptionalExtension, params};
 
 impl Index {
@@ -59,6 +59,25 @@ impl Index {
             rows.collect()
         };
         Ok(sql(read(), "look for clusters")?.iter().filter_map(|text| text.parse().ok()).collect())
+    }
+
+    /// Returns where timelines began, as far as their beginnings were read, in the order of the log.
+    pub fn timeline_switches(&self, sysid: SystemIdentifier) -> Result<Vec<TimelineSwitch>> {
+        let read = || -> rusqlite::Result<Vec<TimelineSwitch>> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT timeline, previous, lsn, time FROM timeline_switch WHERE sysid = ? ORDER BY timeline, lsn",
+            )?;
+            let rows = statement.query_map([sysid.to_string()], |row| {
+                Ok(TimelineSwitch {
+                    timeline: row.get(0)?,
+                    previous: row.get(1)?,
+                    lsn: Lsn(row.get::<_, i64>(2)?.cast_unsigned()),
+                    time: row.get(3)?,
+                })
+            })?;
+            rows.collect()
+        };
+        sql(read(), "look for the beginnings of timelines")
     }
 
     /// Returns the highest timeline of which something is archived.

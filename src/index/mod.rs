@@ -16,9 +16,11 @@ mod held;
 mod listed;
 mod lookup;
 mod names;
+mod notifications;
 mod operations;
 mod reading;
 mod schema;
+mod verified;
 mod wal;
 
 pub use backlog::Missing;
@@ -33,8 +35,10 @@ pub use found::Found;
 pub use held::{HeldChunk, HeldWal};
 pub use listed::ListedFile;
 pub use names::{DatabaseName, RelationName, nearest};
-pub use operations::Operation;
+pub use notifications::Notification;
+pub use operations::{Operation, OperationFilter, host};
 pub use reading::Reading;
+pub use verified::{Seen, Verification, below_cluster};
 pub use wal::{ArchivedRow, Fingerprint, RepositoryStamp, WalTotals};
 
 use crate::kind::{Context, Error, Kind, Result};

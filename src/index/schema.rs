@@ -19,6 +19,9 @@ const VERSIONS: &[&str] = &[
     super::names::SCHEMA,
     super::reading::SCHEMA,
     super::held::SCHEMA,
+    super::verified::SCHEMA,
+    super::operations::COLUMNS,
+    super::notifications::SCHEMA,
 ];
 
 const ARCHIVED: &str = "

@@ -10,7 +10,7 @@ pub mod catalog;
 mod delta;
 pub mod estimate;
 mod follow;
-mod layout;
+pub mod layout;
 pub mod path;
 pub mod pieces;
 pub mod places;

@@ -162,35 +162,67 @@ impl Pieces<'_> {
         let (record, is_control_file) = self.layout.file_of(extent);
         let path = self.data_dir.join(record.path);
         let file = if is_control_file { None } else { Some(create(&path)?) };
-        let (mut done, mut crc, mut memory) = (0, 0, Vec::new());
-        while done < extent.length {
-            let wanted = (extent.length - done).min(buffer.len() as u64) as usize;
-            let chunk = &mut buffer[..wanted];
-            reader.read_exact(chunk).map_err(|error| reading_failed(&error))?;
-            crc = crc32c::crc32c_append(crc, chunk);
+        let mut memory = Vec::new();
+        read_extent(self.layout, extent, reader, buffer, |offset, chunk| {
             match &file {
-                Some(file) => {
-                    file.write_all_at(chunk, extent.offset + done)
-                        .map_err(at(&path))
-                        .context("write file")?;
-                }
+                Some(file) => file.write_all_at(chunk, offset).map_err(at(&path)).context("write file")?,
                 None => memory.extend_from_slice(chunk),
             }
-            done += wanted as u64;
-        }
-        if crc != extent.crc32c {
-            return Err(Error::corrupt(format!(
-                "file \"{}\" has CRC-32C {crc:08x} from byte {}, expected {:08x}",
-                record.path.display(),
-                extent.offset,
-                extent.crc32c
-            )));
-        }
+            Ok(())
+        })?;
         if is_control_file {
             *control_file.lock().unwrap_or_else(PoisonError::into_inner) = memory;
         }
         Ok(())
     }
+}
+
+/// Checks the content of a piece, whose stored bytes these are, to its end: every extent that the layout has in it.
+pub fn check_piece(
+    layout: &Layout,
+    number: u32,
+    object: &StoredObject,
+    stored: Bytes,
+    opener: &Opener,
+) -> Result<()> {
+    let mut reader = opener.open(&object.name, stored.reader())?;
+    let (mut position, mut buffer) = (0, vec![0; CHUNK]);
+    for extent in layout.extents_of(number).map(|at| layout.extent(at)) {
+        let gap = extent.at.checked_sub(position).ok_or_else(|| Error::corrupt("extents overlap"))?;
+        skip(&mut reader, gap)?;
+        position = extent.at + extent.length;
+        read_extent(layout, extent, &mut reader, &mut buffer, |_, _| Ok(()))?;
+    }
+    std::io::copy(&mut reader, &mut std::io::sink()).map_err(|error| reading_failed(&error))?;
+    Ok(())
+}
+
+/// Reads the content of an extent and hands it on with its place in the file; checks its CRC-32C.
+fn read_extent(
+    layout: &Layout,
+    extent: &ExtentRecord,
+    reader: &mut dyn Read,
+    buffer: &mut [u8],
+    mut take: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let (mut done, mut crc) = (0, 0);
+    while done < extent.length {
+        let wanted = (extent.length - done).min(buffer.len() as u64) as usize;
+        let chunk = &mut buffer[..wanted];
+        reader.read_exact(chunk).map_err(|error| reading_failed(&error))?;
+        crc = crc32c::crc32c_append(crc, chunk);
+        take(extent.offset + done, chunk)?;
+        done += wanted as u64;
+    }
+    if crc != extent.crc32c {
+        return Err(Error::corrupt(format!(
+            "file \"{}\" has CRC-32C {crc:08x} from byte {}, expected {:08x}",
+            layout.file_of(extent).0.path.display(),
+            extent.offset,
+            extent.crc32c
+        )));
+    }
+    Ok(())
 }
 
 fn create(path: &Path) -> Result<File> {

@@ -114,17 +114,21 @@ pub fn restore_then(
 
 fn read_manifest(summary: &BackupSummary, source: &dyn Source, opener: &Opener) -> Result<Layout> {
     let object = &summary.manifest;
-    with_copies(source, object, |bytes| {
-        let reader = BufReader::with_capacity(256 * 1024, opener.open(&object.name, bytes.reader())?);
-        let mut builder = LayoutBuilder::new(summary);
-        for line in reader.lines() {
-            let line = line.map_err(|error| crate::codec::reading_failed(&error))?;
-            let line: ManifestLine = serde_json::from_str(&line)
-                .map_err(|error| Error::corrupt(format!("line of the manifest: {error}")))?;
-            builder.add(&line)?;
-        }
-        builder.finish()
-    })
+    with_copies(source, object, |bytes| parse_manifest(summary, bytes, opener))
+}
+
+/// Returns the layout that the stored bytes of a backup's manifest tell. Fails with [`crate::kind::Kind::Corrupt`] where
+/// they are not consistent.
+pub fn parse_manifest(summary: &BackupSummary, stored: Bytes, opener: &Opener) -> Result<Layout> {
+    let opened = opener.open(&summary.manifest.name, stored.reader())?;
+    let mut builder = LayoutBuilder::new(summary);
+    for line in BufReader::with_capacity(256 * 1024, opened).lines() {
+        let line = line.map_err(|error| crate::codec::reading_failed(&error))?;
+        let line: ManifestLine = serde_json::from_str(&line)
+            .map_err(|error| Error::corrupt(format!("line of the manifest: {error}")))?;
+        builder.add(&line)?;
+    }
+    builder.finish()
 }
 
 /// A restore under way.

@@ -29,7 +29,7 @@ pub use keys::{ClusterKeys, WalObject};
 pub use pins::{is_pinned, list_pins, pin, unpin};
 pub use recovery_text::recovery_text;
 pub use several::{Outcome, ask_all, ship};
-pub use stored::read_stored;
+pub use stored::{checksum_stored, read_stored};
 pub use stream::{Parts, STREAM_MEMORY, ship_stream};
 pub use wal::{
     WalListing, copy_wal_object, find_contents, list_histories, list_wal_from, list_wal_timeline,

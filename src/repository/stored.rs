@@ -11,6 +11,9 @@ const ATTEMPTS: u32 = 4;
 /// The longest wait before that; each further wait is twice as long.
 const WAIT: Duration = Duration::from_millis(200);
 
+/// How much is read at a time, in bytes.
+const BUFFER: usize = 256 << 10;
+
 /// Reads an object of a known size.
 struct Stored<'a> {
     repository: &'a Repository,
@@ -38,9 +41,33 @@ pub fn read_stored(repository: &Repository, key: &str, size: u64) -> Result<Vec<
     let reader = open(repository, key, size).map_err(|error| repository.error(&what, &error))?;
     let mut body = Vec::with_capacity(size as usize);
     reader.take(size + 1).read_to_end(&mut body).map_err(|error| {
-        Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", repository.name()))
+        let kind = if error.kind() == io::ErrorKind::InvalidData { Kind::Corrupt } else { Kind::Repository };
+        Error::new(kind, format!("{what} repository \"{}\": {error}", repository.name()))
     })?;
     Ok(body)
+}
+
+/// Returns size and CRC-32 of an object's stored bytes, which a listing showed with `size` bytes, and its first `head` bytes.
+/// Nothing but these is held in memory.
+pub fn checksum_stored(
+    repository: &Repository,
+    key: &str,
+    size: u64,
+    head: usize,
+) -> storage::Result<(u64, u32, Vec<u8>)> {
+    let mut stored = open(repository, key, size)?;
+    let (mut crc, mut length, mut buffer) = (crc32fast::Hasher::new(), 0, vec![0; BUFFER]);
+    let mut start = Vec::new();
+    loop {
+        let read = match stored.read(&mut buffer) {
+            Ok(0) => return Ok((length, crc.finalize(), start)),
+            Ok(read) => read,
+            Err(error) => return Err(storage::Error::Unreachable(format!("read \"{key}\": {error}"))),
+        };
+        crc.update(&buffer[..read]);
+        start.extend_from_slice(&buffer[..read.min(head.saturating_sub(start.len()))]);
+        length += read as u64;
+    }
 }
 
 /// Returns a small object that is read whole, at most `limit` bytes of it. A transfer that breaks off is begun again: one

@@ -17,7 +17,7 @@ pub mod faulty;
 
 pub use fs::FsStorage;
 pub use retry::Retry;
-pub use s3::{S3Options, S3Storage};
+pub use s3::{S3Options, S3Storage, post_json};
 pub use upload::{PART_SIZE, Upload};
 
 use bytes::Bytes;

@@ -5,7 +5,7 @@ use crate::index::{EventRow, Found, Index, ListedFile, SegmentFacts};
 use crate::kind::Result;
 use crate::postgres::wal::events::{Contribution, EventOptions, EventScanner, Tracker};
 use crate::postgres::wal::{ReaderOptions, Summarizer};
-use crate::postgres::{Lsn, TimelineId, WalSegmentName};
+use crate::postgres::{Lsn, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::progress::Progress;
 use crate::recovery::catalog::Catalog;
 use crate::recovery::pieces::each_in_parallel;
@@ -33,10 +33,43 @@ pub struct Span {
 type Copies<'r> = Vec<(&'r Repository, WalObject)>;
 
 /// A segment that was read.
-struct Read {
+pub(super) struct Read {
     file: ListedFile,
     facts: Option<SegmentFacts>,
     contribution: Contribution,
+}
+
+/// Takes a segment's content piece by piece.
+pub(super) struct Scan(Summarizer<EventScanner>);
+
+impl Scan {
+    pub(super) fn new(options: &EventOptions) -> Self {
+        Self(Summarizer::with_visitor(ReaderOptions::default(), None, EventScanner::new(options.clone())))
+    }
+
+    /// Returns what was in `segment`, which is stored as `object`.
+    pub(super) fn finish(self, segment: WalSegmentName, size: WalSegmentSize, object: &WalObject) -> Read {
+        let (summary, carry, scanner) = self.0.finish();
+        let file = ListedFile {
+            name: segment.to_string(),
+            crc: object.crc,
+            size: size.bytes(),
+            stored_size: object.object.size,
+            stored_at: object.object.modified.map(Timestamp::as_microsecond),
+        };
+        let facts = SegmentFacts::of(&file.name, &summary);
+        Read { file, facts, contribution: scanner.finish(segment, size, carry) }
+    }
+}
+
+impl std::io::Write for Scan {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.push(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Reads every archived segment of the span that the index has not read yet, and writes into the index what was in it.
@@ -60,7 +93,7 @@ pub fn read_deep(
         for part in run.chunks(AT_A_TIME) {
             let read = read_part(catalog, part, &options, opener, progress)?;
             count += read.len();
-            let last = record(catalog, read, &mut tracker, index)?;
+            let last = record(catalog.sysid, read, &mut tracker, index)?;
             if span.until.zip(last).is_some_and(|(until, last)| last > until.as_microsecond()) {
                 break;
             }
@@ -129,21 +162,11 @@ fn read_part(
     each_in_parallel(workers, part.len(), |at| {
         let (segment, copies) = &part[at];
         let content = catalog.read_segment(copies, opener)?;
-        let scanner = EventScanner::new(options.clone());
-        let mut reader = Summarizer::with_visitor(ReaderOptions::default(), None, scanner);
-        reader.push(&content);
-        let (summary, carry, scanner) = reader.finish();
+        let mut scan = Scan::new(options);
+        scan.0.push(&content);
         let (_, object) = &copies[0];
-        let file = ListedFile {
-            name: segment.to_string(),
-            crc: object.crc,
-            size: content.len() as u64,
-            stored_size: object.object.size,
-            stored_at: object.object.modified.map(Timestamp::as_microsecond),
-        };
-        let facts = SegmentFacts::of(&file.name, &summary);
-        let contribution = scanner.finish(*segment, catalog.segment_size, carry);
-        read.lock().unwrap_or_else(PoisonError::into_inner).insert(at, Read { file, facts, contribution });
+        let found = scan.finish(*segment, catalog.segment_size, object);
+        read.lock().unwrap_or_else(PoisonError::into_inner).insert(at, found);
         progress.add(object.object.size);
         Ok(())
     })?;
@@ -151,8 +174,8 @@ fn read_part(
 }
 
 /// Puts together what was read in order, and writes it down. Returns the time of the last commit.
-fn record(
-    catalog: &Catalog<'_>,
+pub(super) fn record(
+    sysid: SystemIdentifier,
     read: Vec<Read>,
     tracker: &mut Tracker,
     index: &Index,
@@ -171,6 +194,6 @@ fn record(
         segments.push((file, facts));
     }
     let stretch: (TimelineId, Lsn, Lsn) = (tracker.timeline(), start, tracker.position());
-    index.record_found(catalog.sysid, &Found { segments: &segments, events: &events, stretch })?;
+    index.record_found(sysid, &Found { segments: &segments, events: &events, stretch })?;
     Ok(segments.iter().filter_map(|(_, facts)| facts.as_ref()?.last_commit).max())
 }

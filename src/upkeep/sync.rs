@@ -237,9 +237,14 @@ pub fn mend(repositories: &[Repository], index: &IndexHandle) -> Result<Vec<Stri
     Ok(mended)
 }
 
-/// Returns where a damaged object is kept: beside it, under a name that no reader looks for.
+/// Returns where a damaged object is kept: beside it, under a name that no reader looks for. A piece of a backup goes into
+/// another folder, since a restore by hand takes all that is in `data/`.
 fn aside_key(key: &str) -> String {
-    format!("{key}.damaged-{}", jiff::Timestamp::now().as_second())
+    let aside = match key.rsplit_once("/data/") {
+        Some((backup, piece)) if key.contains("/backup/") => format!("{backup}/damaged/{piece}"),
+        _ => key.to_owned(),
+    };
+    format!("{aside}.damaged-{}", jiff::Timestamp::now().as_second())
 }
 
 fn copy_within(repository: &Repository, from: &str, to: &str) -> crate::storage::Result<()> {

@@ -1,10 +1,11 @@
 //! To which moments the cluster can be recovered.
 
 use crate::codec::Opener;
-use crate::index::{BadWal, Index, IndexHandle};
+use crate::index::{BadWal, Index, IndexHandle, TimelineSwitch};
 use crate::kind::{Kind, Result};
 use crate::postgres::{
-    ArchiveFileName, Lsn, SegmentSet, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize,
+    ArchiveFileName, HistoryEntry, Lsn, SegmentSet, TimelineHistory, TimelineId, WalSegmentName,
+    WalSegmentSize,
 };
 use crate::recovery::catalog::Catalog;
 use crate::recovery::path::walk;
@@ -70,18 +71,8 @@ impl Sources<'_, '_> {
         Ok(found)
     }
 
-    /// Without the identity an encrypted history cannot be read, and a host that only archives has none; but it may have
-    /// the history itself.
     fn history(&self, timeline: TimelineId) -> Result<TimelineHistory> {
-        match self.catalog.history(timeline, self.opener) {
-            Err(error) if error.kind() == Kind::Config => {
-                let file = self.pg_wal.join(ArchiveFileName::History(timeline).to_string());
-                let local = std::fs::read(file).ok();
-                let parsed = local.and_then(|text| TimelineHistory::parse(timeline, text).ok());
-                Ok(parsed.unwrap_or_else(|| TimelineHistory::root(timeline)))
-            }
-            history => history,
-        }
+        history_of(self.catalog, timeline, self.opener, self.pg_wal, self.index)
     }
 
     fn along(&self, history: &TimelineHistory, bad: &[BadWal]) -> Result<Vec<Window>> {
@@ -157,6 +148,45 @@ impl Sources<'_, '_> {
     }
 }
 
+/// Returns the history of a timeline. Without the identity an encrypted one cannot be read, and a host that only archives has
+/// none; but it may have the history itself in `pg_wal`, or its index knows where the timeline began.
+pub(super) fn history_of(
+    catalog: &Catalog<'_>,
+    timeline: TimelineId,
+    opener: &Opener,
+    pg_wal: &Path,
+    index: &IndexHandle,
+) -> Result<TimelineHistory> {
+    match catalog.history(timeline, opener) {
+        Err(error) if error.kind() == Kind::Config => {
+            let file = pg_wal.join(ArchiveFileName::History(timeline).to_string());
+            let local = std::fs::read(file).ok();
+            let parsed = local.and_then(|text| TimelineHistory::parse(timeline, text).ok());
+            let known = || {
+                let switches = index.run(|index| index.timeline_switches(catalog.sysid)).unwrap_or_default();
+                from_switches(timeline, &switches)
+            };
+            Ok(parsed.unwrap_or_else(known))
+        }
+        history => history,
+    }
+}
+
+/// Returns the history of a timeline as the beginnings of timelines in the WAL tell it, as far back as they are known.
+fn from_switches(timeline: TimelineId, switches: &[TimelineSwitch]) -> TimelineHistory {
+    let mut history = TimelineHistory::root(timeline);
+    let mut child = timeline.0;
+    while let Some(switch) =
+        switches.iter().find(|switch| switch.timeline == child && switch.previous < child)
+    {
+        let Ok(parent) = TimelineId::try_from(switch.previous) else { break };
+        let entry = HistoryEntry { timeline: parent, switch: switch.lsn, reason: String::new() };
+        history.ancestors.insert(0, entry);
+        child = switch.previous;
+    }
+    history
+}
+
 /// The segments from a backup's start along one branch, as far as they are held without a hole: what
 /// [`crate::recovery::path::walk`] finds, without asking who holds each.
 #[derive(Debug)]
@@ -197,7 +227,8 @@ impl Reach {
         reach
     }
 
-    fn last(&self) -> Option<WalSegmentName> {
+    /// Returns the last of the segments.
+    pub(super) fn last(&self) -> Option<WalSegmentName> {
         self.runs.last().map(|(timeline, _, last)| WalSegmentName::from_number(*timeline, *last, self.size))
     }
 

@@ -43,7 +43,13 @@ impl Body {
                 self.chunk = chunk;
                 Ok(true)
             }
-            Ok(Some(Err(error))) => Err(io::Error::other(self.broken(&error))),
+            Ok(Some(Err(error))) => {
+                let broken = self.broken(&error);
+                // The SDK found other bytes than the store's own checksum tells.
+                let is_mismatch = broken.to_string().contains("checksum mismatch");
+                let kind = if is_mismatch { io::ErrorKind::InvalidData } else { io::ErrorKind::Other };
+                Err(io::Error::new(kind, broken))
+            }
             Ok(None) if self.left > 0 => {
                 let text = format!("{what}: ended {} bytes short of {}", self.left, self.size);
                 Err(io::Error::new(io::ErrorKind::UnexpectedEof, Error::Unreachable(text)))

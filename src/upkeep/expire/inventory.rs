@@ -246,19 +246,35 @@ const DAMAGED: &str = ".damaged-";
 
 /// Lists everything below `wal/`, several folders of segments at once.
 fn list_wal(repository: &Repository, keys: &ClusterKeys) -> storage::Result<Vec<WalObject>> {
-    let store = repository.storage();
     let mut prefixes = BTreeSet::from([keys.histories(), keys.aside()]);
     for timeline in timelines(repository, keys)? {
         prefixes.extend(wal_prefixes(repository, keys, timeline)?);
     }
+    Ok(list_prefixes(repository, prefixes)?.into_iter().filter_map(parse).collect())
+}
+
+/// Lists everything in the folder of a timeline, in the order of keys, several folders of segments at once.
+pub(in crate::upkeep) fn list_timeline(
+    repository: &Repository,
+    keys: &ClusterKeys,
+    timeline: TimelineId,
+) -> storage::Result<Vec<Object>> {
+    list_prefixes(repository, wal_prefixes(repository, keys, timeline)?)
+}
+
+fn list_prefixes(
+    repository: &Repository,
+    prefixes: impl IntoIterator<Item = String>,
+) -> storage::Result<Vec<Object>> {
     let prefixes: Vec<String> = prefixes.into_iter().collect();
+    let store = repository.storage();
     let lists =
         in_parallel(&prefixes, PARALLEL, |prefix| store.list(prefix, "", usize::MAX, &repository.deadline()));
     let mut found = Vec::new();
     for list in lists {
-        found.extend(list?.into_iter().filter_map(parse));
+        found.extend(list?);
     }
-    found.sort_by(|a, b| a.object.key.cmp(&b.object.key));
+    found.sort_by(|a: &Object, b| a.key.cmp(&b.key));
     Ok(found)
 }
 

@@ -21,6 +21,7 @@ mod plan;
 mod remove;
 
 pub use inventory::Leftover;
+pub(in crate::upkeep) use inventory::list_timeline;
 pub use plan::{Amount, BackupPlan, Plan, RepositoryPlan, Request, Skipped, SystemPlan, plan, wanted};
 pub use remove::{Outcome, carry_out};
 
@@ -53,4 +54,4 @@ pub(super) fn in_parallel<T: Sync, R: Send>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::upkeep) mod tests;

@@ -9,12 +9,12 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(in crate::upkeep) struct Memory {
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default, Clone)]
-pub(super) struct State {
+pub(in crate::upkeep) struct State {
     objects: BTreeMap<String, (Bytes, Timestamp)>,
     now: Timestamp,
     /// Keys with this in them cannot be deleted.
@@ -26,32 +26,32 @@ impl Memory {
         self.state.lock().unwrap()
     }
 
-    pub(super) fn set_now(&self, now: Timestamp) {
+    pub(in crate::upkeep) fn set_now(&self, now: Timestamp) {
         self.state().now = now;
     }
 
-    pub(super) fn lock(&self, part: &str) {
+    pub(in crate::upkeep) fn lock(&self, part: &str) {
         self.state().locked = (!part.is_empty()).then(|| part.to_owned());
     }
 
-    pub(super) fn keys(&self) -> BTreeSet<String> {
+    pub(in crate::upkeep) fn keys(&self) -> BTreeSet<String> {
         self.state().objects.keys().cloned().collect()
     }
 
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(in crate::upkeep) fn has(&self, key: &str) -> bool {
         self.state().objects.contains_key(key)
     }
 
-    pub(super) fn put(&self, key: &str, body: impl Into<Bytes>) {
+    pub(in crate::upkeep) fn put(&self, key: &str, body: impl Into<Bytes>) {
         let now = self.state().now;
         self.state().objects.insert(key.to_owned(), (body.into(), now));
     }
 
-    pub(super) fn remove(&self, key: &str) {
+    pub(in crate::upkeep) fn remove(&self, key: &str) {
         assert!(self.state().objects.remove(key).is_some(), "{key}");
     }
 
-    pub(super) fn copy(&self) -> Self {
+    pub(in crate::upkeep) fn copy(&self) -> Self {
         Self { state: Mutex::new(self.state().clone()) }
     }
 }

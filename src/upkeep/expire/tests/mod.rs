@@ -4,6 +4,6 @@
 mod cases;
 mod faults;
 mod histories;
-mod memory;
-mod world;
+pub(in crate::upkeep) mod memory;
+pub(in crate::upkeep) mod world;
 mod year;

@@ -21,18 +21,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) const SYSID: SystemIdentifier = SystemIdentifier(7);
-pub(super) const SIZE: WalSegmentSize = WalSegmentSize::DEFAULT;
+pub(in crate::upkeep) const SYSID: SystemIdentifier = SystemIdentifier(7);
+pub(in crate::upkeep) const SIZE: WalSegmentSize = WalSegmentSize::DEFAULT;
 
-pub(super) struct World {
-    pub(super) store: Arc<Memory>,
-    pub(super) keys: ClusterKeys,
+pub(in crate::upkeep) struct World {
+    pub(in crate::upkeep) store: Arc<Memory>,
+    pub(in crate::upkeep) keys: ClusterKeys,
     /// The index of the host on which expiry runs.
-    pub(super) index: IndexHandle,
+    pub(in crate::upkeep) index: IndexHandle,
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(in crate::upkeep) fn new() -> Self {
         let world = Self::at(Arc::new(Memory::default()), ClusterKeys::new("main", SYSID));
         world.init(SYSID);
         world
@@ -49,30 +49,30 @@ impl World {
     }
 
     /// Returns the same archive under another system identifier, as pg_upgrade makes one.
-    pub(super) fn upgraded(&self, sysid: SystemIdentifier) -> Self {
+    pub(in crate::upkeep) fn upgraded(&self, sysid: SystemIdentifier) -> Self {
         self.init(sysid);
         Self::at(Arc::clone(&self.store), ClusterKeys::new("main", sysid))
     }
 
-    pub(super) fn copy(&self) -> Self {
+    pub(in crate::upkeep) fn copy(&self) -> Self {
         Self::at(Arc::new(self.store.copy()), self.keys.clone())
     }
 
-    pub(super) fn segment_key(&self, timeline: u32, number: u64) -> String {
+    pub(in crate::upkeep) fn segment_key(&self, timeline: u32, number: u64) -> String {
         let name = WalSegmentName::from_number(TimelineId(timeline), number, SIZE);
         self.keys.wal_object(crate::postgres::ArchiveFileName::Segment(name), number as u32, LZ4)
     }
 
-    pub(super) fn segment(&self, timeline: u32, number: u64, stored: Timestamp) {
+    pub(in crate::upkeep) fn segment(&self, timeline: u32, number: u64, stored: Timestamp) {
         self.store.set_now(stored);
         self.store.put(&self.segment_key(timeline, number), "x");
     }
 
-    pub(super) fn has_segment(&self, timeline: u32, number: u64) -> bool {
+    pub(in crate::upkeep) fn has_segment(&self, timeline: u32, number: u64) -> bool {
         self.store.has(&self.segment_key(timeline, number))
     }
 
-    pub(super) fn history(&self, timeline: u32, text: &str, stored: Timestamp) {
+    pub(in crate::upkeep) fn history(&self, timeline: u32, text: &str, stored: Timestamp) {
         self.store.set_now(stored);
         let crc = crc32fast::hash(text.as_bytes());
         let name = crate::postgres::ArchiveFileName::History(TimelineId(timeline));
@@ -81,7 +81,7 @@ impl World {
     }
 
     /// Stores a backup that needs the segments `first` to `last`; they are not stored by this. Returns its id.
-    pub(super) fn backup(&self, timeline: u32, first: u64, last: u64, stop: Timestamp) -> String {
+    pub(in crate::upkeep) fn backup(&self, timeline: u32, first: u64, last: u64, stop: Timestamp) -> String {
         self.store.set_now(stop);
         let id = format!("{}-{:08X}-{first:08x}", stop.strftime("%Y%m%dT%H%M%SZ"), timeline);
         let folder = self.keys.backup(&id);
@@ -128,24 +128,24 @@ impl World {
         id
     }
 
-    pub(super) fn backups(&self) -> BTreeSet<String> {
+    pub(in crate::upkeep) fn backups(&self) -> BTreeSet<String> {
         let folder = self.keys.backups();
         let keys = self.store.keys();
         let ids = keys.iter().filter_map(|key| key.strip_prefix(&folder)?.strip_suffix("/backup.json"));
         ids.map(str::to_owned).collect()
     }
 
-    pub(super) fn repository(&self) -> Repository {
+    pub(in crate::upkeep) fn repository(&self) -> Repository {
         repository("primary", Arc::clone(&self.store) as _)
     }
 
-    pub(super) fn expire(&self, policy: Policy, now: Timestamp) -> Outcome {
+    pub(in crate::upkeep) fn expire(&self, policy: Policy, now: Timestamp) -> Outcome {
         expire_with(&self.repository(), policy, now, &self.index)
     }
 
     /// Returns whether `lsn` on `timeline` can be reached: the way that the recovery planner looks for before it reads any
     /// segment.
-    pub(super) fn reaches(&self, timeline: u32, lsn: u64) -> bool {
+    pub(in crate::upkeep) fn reaches(&self, timeline: u32, lsn: u64) -> bool {
         let repository = self.repository();
         let catalog = Catalog::read(&[&repository], "main", SYSID).unwrap();
         let history = catalog.history(TimelineId(timeline), &Opener::without_identity()).unwrap();
@@ -160,7 +160,7 @@ impl World {
     }
 
     /// Returns what a look that trusts the index finds, after it was compared with what is there.
-    pub(super) fn look(&self) -> Holdings {
+    pub(in crate::upkeep) fn look(&self) -> Holdings {
         let repository = self.repository();
         let remembered = look(&repository, "main", SYSID, &self.index, &repository.deadline()).unwrap();
         let there = look(&repository, "main", SYSID, &IndexHandle::absent(), &repository.deadline()).unwrap();
@@ -176,7 +176,7 @@ impl World {
     }
 
     /// Asserts that from each backup along each timeline the WAL reaches as far by the set of segments as by listings.
-    pub(super) fn reaches_as_far_as_it_walks(&self, held: &Holdings) {
+    pub(in crate::upkeep) fn reaches_as_far_as_it_walks(&self, held: &Holdings) {
         let repository = self.repository();
         let catalog = Catalog::read(&[&repository], "main", SYSID).unwrap();
         for timeline in catalog.timelines() {
@@ -197,7 +197,7 @@ impl World {
     }
 
     /// Returns whether the planner finds a way to bring the backup up by itself.
-    pub(super) fn restores(&self, id: &str) -> bool {
+    pub(in crate::upkeep) fn restores(&self, id: &str) -> bool {
         let request = RecoveryRequest {
             cluster: "main".into(),
             target: Target::Immediate,
@@ -211,11 +211,11 @@ impl World {
     }
 }
 
-pub(super) fn repository(name: &str, store: Arc<dyn Storage>) -> Repository {
+pub(in crate::upkeep) fn repository(name: &str, store: Arc<dyn Storage>) -> Repository {
     Repository::new(name, store, Duration::from_secs(10))
 }
 
-pub(super) fn expire(repository: &Repository, policy: Policy, now: Timestamp) -> Outcome {
+pub(in crate::upkeep) fn expire(repository: &Repository, policy: Policy, now: Timestamp) -> Outcome {
     expire_with(repository, policy, now, &IndexHandle::absent())
 }
 

@@ -1,0 +1,132 @@
+//! What each problem means and what mends it: another repository may have a good copy, which `sync` copies.
+
+use super::Request;
+use super::report::{Problem, Report, Subject, Wrong};
+use crate::index::{Index, IndexHandle};
+use crate::postgres::{ArchiveFileName, WalSegmentName, WalSegmentSize};
+use crate::repository::{ClusterFile, ClusterKeys, Repository, find_contents, list_wal_from};
+use std::collections::{BTreeSet, HashSet};
+
+/// For each problem finds a repository with a good copy, and notes the damage, so that `status` shows it and `sync`
+/// mends it.
+pub(super) fn settle(request: &Request<'_>, report: &mut Report, index: &IndexHandle) {
+    let damages = index.run(Index::damages).unwrap_or_default();
+    let known = damages.into_iter().map(|damage| (damage.url, damage.key));
+    let found = report.repositories.iter().flat_map(|made| {
+        made.problems.iter().filter_map(|problem| Some((made.url.clone(), problem.key.clone()?)))
+    });
+    let bad: HashSet<(String, String)> = known.chain(found).collect();
+    for made in &mut report.repositories {
+        let Some(sysid) = made.system_identifier else { continue };
+        let others: Vec<&Repository> = request
+            .repositories
+            .iter()
+            .map(|(repository, _)| *repository)
+            .filter(|repository| repository.url() != made.url)
+            .collect();
+        for problem in &mut made.problems {
+            if is_mendable(problem) {
+                let keys = ClusterKeys::new(request.cluster, sysid);
+                let good = others.iter().find(|other| has_good(other, &keys, problem, &bad));
+                problem.good_in = good.map(|good| good.name().to_owned());
+            }
+            explain(problem);
+            if let Some(key) = problem.key.as_ref().filter(|_| is_damage(problem)) {
+                index.run(|index| index.note_damage(&made.url, key, &problem.text));
+            }
+        }
+    }
+}
+
+fn is_mendable(problem: &Problem) -> bool {
+    !matches!(problem.subject, Subject::Cluster)
+        && !matches!(problem.wrong, Wrong::Conflict | Wrong::Undecryptable)
+}
+
+/// Returns whether it is an object that is not what it should be.
+fn is_damage(problem: &Problem) -> bool {
+    let is_object = matches!(problem.wrong, Wrong::Missing | Wrong::Size | Wrong::Checksum | Wrong::Content);
+    is_object && problem.subject != Subject::Cluster
+}
+
+fn has_good(
+    other: &Repository,
+    keys: &ClusterKeys,
+    problem: &Problem,
+    bad: &HashSet<(String, String)>,
+) -> bool {
+    if let Some(key) = &problem.key {
+        return !bad.contains(&(other.url().to_owned(), key.clone()))
+            && other.storage().head(key, &other.deadline()).is_ok_and(|object| object.size > 0);
+    }
+    match &problem.subject {
+        Subject::History(timeline) => {
+            let name = ArchiveFileName::History(*timeline);
+            find_contents(other, keys, name, &other.deadline()).is_ok_and(|found| !found.is_empty())
+        }
+        Subject::Segments(from, to) => {
+            let file = ClusterFile::read(other, keys, &other.deadline());
+            let Ok(size) = file.map(|file| file.wal_segment_size) else { return false };
+            holds_all(other, keys, size, (*from, *to), bad)
+        }
+        _ => false,
+    }
+}
+
+fn holds_all(
+    other: &Repository,
+    keys: &ClusterKeys,
+    size: WalSegmentSize,
+    (from, to): (WalSegmentName, WalSegmentName),
+    bad: &HashSet<(String, String)>,
+) -> bool {
+    let count = (to.number(size) + 1).saturating_sub(from.number(size)) as usize;
+    let listing = list_wal_from(other, keys, from, count.saturating_mul(2), &other.deadline());
+    let Ok(listing) = listing else { return false };
+    let there: BTreeSet<u64> = listing
+        .objects
+        .iter()
+        .filter(|object| !bad.contains(&(other.url().to_owned(), object.object.key.clone())))
+        .filter_map(|object| Some(object.segment()?.number(size)))
+        .collect();
+    there.range(from.number(size)..=to.number(size)).count() == count
+}
+
+/// Says what the problem means and what is to be done.
+fn explain(problem: &mut Problem) {
+    if problem.consequence.is_empty() {
+        problem.consequence = match &problem.subject {
+            Subject::Cluster => "nothing in the repository can be used as it is".to_owned(),
+            Subject::Backup(id) => format!("no recovery from backup {id} with this copy"),
+            Subject::Segment(segment) => format!("no recovery gets past segment {segment} with this copy"),
+            Subject::History(timeline) => {
+                format!("timeline {} cannot be followed from the one before it", timeline.0)
+            }
+            Subject::Segments(..) | Subject::Other => String::new(),
+        };
+        if problem.key.as_ref().is_some_and(|key| key.ends_with("RECOVERY.md")) {
+            problem.consequence = "whoever restores by hand has no instructions".to_owned();
+        }
+    }
+    problem.remedy = match (problem.wrong, &problem.subject, &problem.good_in) {
+        (_, Subject::Cluster, _) => "walden init writes it anew".to_owned(),
+        (Wrong::Conflict, Subject::Segment(segment), _) => {
+            format!("walden resolve {segment} --keep CRC settles which one is right")
+        }
+        (Wrong::Conflict, Subject::History(timeline), _) => {
+            format!("walden resolve {timeline}.history --keep CRC settles which one is right")
+        }
+        (Wrong::Undecryptable, ..) => {
+            "give the identity of one of the recipients it was encrypted to as encryption.identity_file"
+                .to_owned()
+        }
+        (_, _, Some(good)) => format!("walden sync mends it from repository \"{good}\""),
+        (_, Subject::Backup(_), None) => {
+            "no other repository has a good copy: take a base backup now".to_owned()
+        }
+        (_, Subject::Segment(_) | Subject::Segments(..), None) => {
+            "no other repository has it: take a base backup now, recovery goes on from there".to_owned()
+        }
+        _ => "no other repository has a good copy".to_owned(),
+    };
+}
