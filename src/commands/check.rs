@@ -1,7 +1,7 @@
 //! `walden check`: whether archiving, backups and recovery have what they need.
 
 use super::output::{Format, json};
-use super::{Global, setup};
+use super::{Global, operation, setup};
 use crate::config::{self, Config, Encryption, Location};
 use crate::error::exit_code;
 use crate::kind::{Error, Result};
@@ -68,7 +68,14 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
             }))?;
         }
     }
-    result
+    // Into the log, if there is one, and what waits to be told goes out.
+    match Config::load(global.config.as_deref()) {
+        Ok(config) if config.index_path().exists() => {
+            let index = setup::index(&config);
+            operation::run(&config, &index, "check", "", |_| result)
+        }
+        _ => result,
+    }
 }
 
 /// Returns what is to be checked.

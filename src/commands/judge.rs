@@ -58,7 +58,8 @@ pub fn acknowledge(config: &Config) -> usize {
 
 /// Queues a notification if the verdict is another than the last time, and delivers what waits.
 pub fn tell(config: &Config, index: &IndexHandle, judged: &Judged) {
-    if config.notify.is_empty() {
+    // Without an index nobody knows what the last verdict was.
+    if config.notify.is_empty() || !config.index_path().exists() {
         return;
     }
     let verdict = &judged.verdict;

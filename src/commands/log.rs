@@ -1,11 +1,11 @@
 //! `walden log`: who did what when, with which outcome.
 
+use super::events::moment;
 use super::output::{Format, json, table, time};
 use super::{Global, setup};
 use crate::config::Config;
 use crate::index::{Operation, OperationFilter, host};
 use crate::kind::{Error, Kind, Result};
-use crate::recovery::target::Target;
 use jiff::Timestamp;
 
 /// Show who did what when, and how it ended
@@ -36,9 +36,14 @@ pub struct Args {
 /// Runs the command.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let config = Config::load(global.config.as_deref())?;
+    let now = jiff::Zoned::now();
+    let time_of = |option: &str, text: &Option<String>| -> Result<Option<Timestamp>> {
+        let us = text.as_deref().map(|text| moment(option, text, &now)).transpose()?;
+        Ok(us.and_then(|us| Timestamp::from_microsecond(us).ok()))
+    };
     let filter = OperationFilter {
-        since: args.since.as_deref().map(|text| moment("--since", text)).transpose()?,
-        until: args.until.as_deref().map(|text| moment("--until", text)).transpose()?,
+        since: time_of("--since", &args.since)?,
+        until: time_of("--until", &args.until)?,
         commands: args.kind.clone(),
     };
     let index = setup::index(&config);
@@ -59,21 +64,12 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     }
 }
 
-fn moment(flag: &str, text: &str) -> Result<Timestamp> {
-    match Target::parse(text, &jiff::Zoned::now()) {
-        Ok(Target::Time(time)) => Ok(time),
-        _ => Err(Error::usage(format!(
-            "{flag} {text}: it is a time, as '2026-11-20 14:30:00+01' or '2 days ago'"
-        ))),
-    }
-}
-
 /// Returns whether the process that began it still runs, as far as this machine can tell.
 fn is_running(operation: &Operation) -> bool {
-    let own = |name: String| name.trim() == "walden";
+    let name = |process: &str| std::fs::read_to_string(format!("/proc/{process}/comm")).ok();
     operation.finished.is_none()
         && operation.host.as_deref() == Some(host().as_str())
-        && std::fs::read_to_string(format!("/proc/{}/comm", operation.process)).is_ok_and(own)
+        && name(&operation.process.to_string()).is_some_and(|of| Some(of) == name("self"))
 }
 
 fn outcome(operation: &Operation) -> String {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,11 +112,10 @@ live_test!(
         Ledger::create(&site.cluster);
         site.walden.run(&["base-backup", "--fast"]).ok();
         site.archive_a_segment();
-        let short = "[status]\nunarchived_warning = \"1s\"\nunarchived_critical = \"1h\"\nrepository_behind = \"1s\"";
+        let short = "[status]\nunarchived_warning = \"1s\"\nunarchived_critical = \"90m\"\nrepository_behind = \"1s\"";
         configure(&site, short);
         assert_eq!(level(&site, "unarchived", &[]), None, "an idle server has nothing to archive");
         Ledger::add(&site.cluster);
-        assert_eq!(level(&site, "unarchived", &["--now", &ahead(0)]).as_deref().filter(|l| *l == "critical"), None);
         assert_eq!(level(&site, "unarchived", &["--now", &ahead(1)]).as_deref(), Some("warning"));
         assert_eq!(level(&site, "unarchived", &["--now", &ahead(2)]).as_deref(), Some("critical"));
 
@@ -157,11 +157,12 @@ live_test!(
         assert_eq!(level(&site, "retention", &["--now", &month]), None);
 
         // A backup that reached back far enough is lost: what is left reaches less far than the window.
-        configure(&site, "[status]\nbackup_age = \"1s\"\n[retention]\nwindow = \"1s\"");
-        site.fill(1);
+        configure(&site, "[status]\nbackup_age = \"1s\"\n[retention]\nwindow = \"10s\"");
         let id = backups(&site).remove(0);
-        assert_eq!(level(&site, "retention", &[]), None);
-        wait_until("the window is shorter than what was", || level(&site, "retention", &[]).is_none());
+        wait_until("it reaches back", || {
+            site.fill(1);
+            level(&site, "retention", &[]).is_none()
+        });
         site.walden.run(&["base-backup", "--fast"]).ok();
         for repository in ["primary", "replica"] {
             for dir in backups_in(&site, repository).into_iter().filter(|dir| dir.ends_with(&id)) {
@@ -169,7 +170,6 @@ live_test!(
             }
         }
         assert_eq!(level(&site, "retention", &[]).as_deref(), Some("warning"));
-        site.fill(1);
         wait_until("the new backup reaches as far back", || {
             site.fill(1);
             level(&site, "retention", &[]).is_none()
@@ -214,6 +214,34 @@ fn backups(site: &Site) -> Vec<String> {
     let name = |dir: &PathBuf| Some(dir.file_name()?.to_string_lossy().into_owned());
     backups_in(site, "primary").iter().filter_map(name).collect()
 }
+
+live_test!(
+    [16]
+    fn verification_that_is_old_or_found_something_is_told_and_notified(pg: Installation) {
+        let site = Site::new(&pg);
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        let name = site.archive_a_segment();
+        let heard = site.work.join("heard");
+        let hear = format!("[notify]\ncommand = \"cat >> '{}'\"\nevents = [\"verify-failed\"]", heard.display());
+        configure(&site, &format!("[status]\nverify_age = \"1h\"\n{hear}"));
+        assert_eq!(level(&site, "verify-age", &[]), None, "the backups are young");
+        assert_eq!(level(&site, "verify-age", &["--now", &ahead(2)]).as_deref(), Some("warning"));
+        site.walden.run(&["verify"]).ok();
+        configure(&site, &format!("[status]\nverify_age = \"3h\"\n{hear}"));
+        assert_eq!(level(&site, "verify-age", &["--now", &ahead(2)]), None);
+        assert_eq!(level(&site, "verify-age", &["--now", &ahead(4)]).as_deref(), Some("warning"));
+        assert!(!heard.exists());
+        for object in site.wal_objects("replica", &name) {
+            fs::remove_file(object).expect("remove");
+        }
+        site.walden.run(&["verify"]).expect_code(6);
+        assert_eq!(level(&site, "verify-failed", &[]).as_deref(), Some("critical"));
+        assert!(fs::read_to_string(&heard).expect("read").contains("verify-failed"));
+        site.walden.run(&["sync"]).ok();
+        site.walden.run(&["verify"]).ok();
+        assert_eq!(level(&site, "verify-failed", &[]), None);
+    }
+);
 
 /// A small filesystem in memory, unmounted when dropped.
 struct Disk(PathBuf);
@@ -358,7 +386,6 @@ live_test!(
             }
             done.store(true, Ordering::Relaxed);
         });
-        use std::os::unix::fs::PermissionsExt;
         assert_eq!(fs::metadata(&file).expect("stat").permissions().mode() & 0o777, 0o644);
         assert_eq!(fs::read_dir(&dir).expect("list").count(), 1, "nothing else is left");
         // Where nothing can be found out at all there are still metrics.

@@ -85,7 +85,7 @@ const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_hours(1);
 /// After so long a notification is given up.
 const GIVEN_UP: Duration = Duration::from_hours(24);
-/// No delivery begins after so long in one call.
+/// After so long in one call no further delivery begins, but the first of a channel.
 const BUDGET: Duration = Duration::from_secs(20);
 
 /// Writes an event into the index, for each channel; without an index it is sent right away, once.
@@ -102,12 +102,15 @@ pub fn queue(channels: &Channels, index: &IndexHandle, event: &Event) {
     }
 }
 
-/// Delivers what waits and whose time has come. Begins none after some seconds, and leaves a channel alone once it failed.
+/// Delivers what waits and whose time has come. Bounded in time, and leaves a channel alone once it failed.
 /// Failures are warned of.
 pub fn deliver(channels: &Channels, index: &IndexHandle) {
     let began = Instant::now();
     for channel in channels.names() {
-        while began.elapsed() < BUDGET {
+        // One that hangs does not starve the other: each gets an attempt.
+        let mut tried = false;
+        while !tried || began.elapsed() < BUDGET {
+            tried = true;
             let Some(taken) = index.run(|index| index.take_notification(channel, LEASE_US)).flatten() else {
                 break;
             };
