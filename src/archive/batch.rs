@@ -14,6 +14,7 @@ use crate::kind::{Error, Kind, Result};
 use crate::postgres::wal::events::{Contribution, EventOptions};
 use crate::postgres::{ArchiveFileName, TimelineId};
 use crate::repository::{ClusterKeys, Repository, WalObject, ask_all, find_contents};
+use crate::storage::Put;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,6 +34,8 @@ pub struct Done {
     pub stored: bool,
     /// The size as stored.
     pub stored_size: Option<u64>,
+    /// The object that this call made; none where it did not, or did not have it in memory.
+    pub written: Option<Written>,
     /// The repositories that hold it.
     pub copies: Vec<RepositoryStamp>,
     /// The repositories that failed, by their URL, and why.
@@ -41,6 +44,19 @@ pub struct Done {
     pub facts: Option<SegmentFacts>,
     /// What happened to the data, as far as the file alone tells.
     pub contribution: Option<Contribution>,
+}
+
+/// An object that a call made.
+#[derive(Debug)]
+pub struct Written {
+    /// Its key.
+    pub key: String,
+    /// The CRC-32 of its bytes as stored.
+    pub crc: u32,
+    /// Their number.
+    pub size: u64,
+    /// The URLs of the repositories in which this very object is.
+    pub urls: Vec<String>,
 }
 
 /// What all files of one call share.
@@ -121,6 +137,7 @@ impl Batch<'_> {
             fingerprint: file.fingerprint,
             stored: false,
             stored_size: None,
+            written: None,
             copies: holding.iter().map(|target| target.stamp()).collect(),
             failed: Vec::new(),
             facts: records.as_ref().and_then(|records| SegmentFacts::of(&name.to_string(), &records.summary)),
@@ -131,11 +148,14 @@ impl Batch<'_> {
             let key = self.keys.wal_object(name, crc, self.sealer.ending());
             let to: Vec<&Repository> = lacking.iter().map(|target| target.repository).collect();
             let enough = self.options.acknowledge.saturating_sub(holding.len());
-            let (outcome, length) = outgoing.ship(file, self.sealer, &to, &key, enough)?;
+            let (outcome, length, stored_crc) = outgoing.ship(file, self.sealer, &to, &key, enough)?;
             let stored: Vec<&Target<'_>> = lacking
                 .into_iter()
                 .filter(|target| outcome.stored.iter().any(|(r, _)| r.name() == target.repository.name()))
                 .collect();
+            let created = outcome.stored.iter().filter(|(_, put)| *put == Put::Created);
+            let urls = created.map(|(repository, _)| repository.url().to_owned()).collect();
+            done.written = stored_crc.map(|crc| Written { key, crc, size: length, urls });
             failed = outcome.failed;
             let verified = self.look_again(&stored, name, crc, &mut failed)?;
             done.stored = true;

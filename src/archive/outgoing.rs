@@ -98,7 +98,8 @@ impl<'m> Outgoing<'m> {
     }
 
     /// Sends the object of the file that was read to every repository in `to` under `key`, as [`ship`] does, and
-    /// returns with the outcome the object's length in bytes. Fails when the file changed since it was read.
+    /// returns with the outcome the object's length in bytes, and its CRC-32 where the object was in memory. Fails when the
+    /// file changed since it was read.
     pub fn ship<'r>(
         &mut self,
         file: &mut WalFile,
@@ -106,11 +107,11 @@ impl<'m> Outgoing<'m> {
         to: &[&'r Repository],
         key: &str,
         enough: usize,
-    ) -> Result<(Outcome<'r>, u64)> {
+    ) -> Result<(Outcome<'r>, u64, Option<u32>)> {
         if file.fingerprint.size > LARGEST_IN_MEMORY {
-            return ship_stream(to, key, enough, |parts| {
-                seal_again(file, self.crc, sealer.writer_to(parts)?)
-            });
+            let (outcome, length) =
+                ship_stream(to, key, enough, |parts| seal_again(file, self.crc, sealer.writer_to(parts)?))?;
+            return Ok((outcome, length, None));
         }
         let object = if let Some(object) = self.object.take() {
             object
@@ -122,8 +123,9 @@ impl<'m> Outgoing<'m> {
             return Err(changed());
         }
         let (outcome, length) = (ship(to, key, &object, enough), object.len() as u64);
+        let stored_crc = crc32fast::hash(&object);
         self.memory.give_back(object);
-        Ok((outcome, length))
+        Ok((outcome, length, Some(stored_crc)))
     }
 }
 

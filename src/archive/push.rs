@@ -4,14 +4,14 @@
 //! repositories hold under its name, stored durably in enough of them, looked for once more (of two hosts that
 //! race, at least one sees the other's), and only then written into the index and acknowledged.
 
-use super::batch::{Batch, Done};
+use super::batch::{Batch, Done, Written};
 use super::memory::Memory;
 use super::outgoing::MEMORY;
 use super::source::{Origin, WalFile};
 use super::targets::{self, Targets};
 use super::{backlog, ready};
 use crate::codec::Sealer;
-use crate::index::{ArchivedRow, IndexHandle, Reading, RepositoryStamp};
+use crate::index::{ArchivedRow, IndexHandle, Reading, RepositoryStamp, Seen, below_cluster};
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::wal::events::EventOptions;
 use crate::postgres::{ArchiveFileName, SystemIdentifier};
@@ -250,4 +250,15 @@ fn record(
         options: events,
     };
     index.run(|index| index.record_read(own.sysid, &rows, &reading));
+    // What verify holds against what it finds there.
+    let written: Vec<&Written> = done().flatten().filter_map(|done| done.written.as_ref()).collect();
+    for repository in repositories {
+        let here = written.iter().filter(|written| written.urls.iter().any(|url| url == repository.url()));
+        let seen: Vec<(String, Seen)> = here
+            .map(|written| (below_cluster(&written.key).to_owned(), Seen::written(written.size, written.crc)))
+            .collect();
+        if !seen.is_empty() {
+            index.run(|index| index.record_seen(repository.url(), own.sysid, &seen));
+        }
+    }
 }

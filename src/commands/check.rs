@@ -35,7 +35,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
-    let subject = load(global).and_then(|config| subject(config, args));
+    let subject = Config::load(global.config.as_deref()).and_then(|config| subject(config, args));
     let mut show = |item: &Item| {
         if args.output == Format::Text {
             print!("{}", text(item));
@@ -76,12 +76,6 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         }
         _ => result,
     }
-}
-
-fn load(global: &Global) -> Result<Config> {
-    let mut config = Config::load(global.config.as_deref())?;
-    config.archive.deadline = config.archive.deadline.max(STALL);
-    Ok(config)
 }
 
 /// Returns what is to be checked.

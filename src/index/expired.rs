@@ -41,6 +41,10 @@ impl Index {
                 )?;
                 let mut damage =
                     transaction.prepare_cached("DELETE FROM damage WHERE key = ?1 AND url = ?2")?;
+                let mut seen = transaction.prepare_cached(
+                    "DELETE FROM verified WHERE key = ?1
+                     AND store IN (SELECT id FROM verified_store WHERE url = ?2 AND sysid = ?3)",
+                )?;
                 let mut statement = transaction.prepare_cached("SELECT id FROM repository WHERE url = ?")?;
                 let repositories: Vec<i64> =
                     statement.query_map([url], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
@@ -53,6 +57,7 @@ impl Index {
                     row.execute(params![sysid, name, crc])?;
                     backlog.execute(params![sysid, name, crc, url])?;
                     damage.execute(params![key, url])?;
+                    seen.execute(params![super::below_cluster(key), url, sysid])?;
                 }
             }
             transaction.commit()

@@ -199,6 +199,35 @@ impl Index {
         sql(write(), "forget what was verified")
     }
 
+    /// Forgets the objects of backups that the repository at `url` does not hold any more: all but those of `ids`.
+    pub fn forget_seen_backups(&self, url: &str, sysid: SystemIdentifier, ids: &[String]) -> Result<()> {
+        let write = || -> rusqlite::Result<()> {
+            let transaction = self.connection.unchecked_transaction()?;
+            let store = self.verified_store(url, sysid)?;
+            let mut after = "backup/".to_owned();
+            let mut next = self.connection.prepare_cached(
+                "SELECT key FROM verified WHERE store = ? AND key > ? AND key < 'backup0' ORDER BY key LIMIT 1",
+            )?;
+            let mut delete = self
+                .connection
+                .prepare_cached("DELETE FROM verified WHERE store = ? AND key > ? AND key < ?")?;
+            // From backup to backup, however many objects each has.
+            while let Some(key) =
+                next.query_row(params![store, after], |row| row.get::<_, String>(0)).optional()?
+            {
+                let Some(id) = key.split('/').nth(1) else { break };
+                let (begin, end) = (format!("backup/{id}/"), format!("backup/{id}0"));
+                if !ids.iter().any(|known| known == id) {
+                    delete.execute(params![store, begin, end])?;
+                }
+                after = end;
+            }
+            drop((next, delete));
+            transaction.commit()
+        };
+        sql(write(), "forget backups that were verified")
+    }
+
     /// Returns name and CRC-32 of the WAL files from `first` to `last` that the repository held, as far as this host knows; at
     /// most `limit`, in the order of names.
     pub fn held_between(
@@ -266,6 +295,11 @@ pub fn below_cluster(key: &str) -> &str {
 }
 
 impl Seen {
+    /// Returns what is known of an object that was written just now, and was not looked at since.
+    pub fn written(size: u64, crc: u32) -> Self {
+        Self { size, modified: None, crc: Some(crc), seen_at: 0, deep_at: None }
+    }
+
     /// Returns what is seen now of an object that the store lists with this size and time.
     pub fn now(size: u64, modified: Option<Timestamp>, crc: Option<u32>) -> Self {
         let modified = modified.map(Timestamp::as_microsecond);
@@ -352,5 +386,11 @@ mod tests {
         assert!(index.seen("a", SYSID, "wal/1/").unwrap().is_empty());
         assert_eq!(index.seen("b", SYSID, "wal/1/").unwrap().len(), 1);
         assert!(index.seen("a", SystemIdentifier(8), "").unwrap().is_empty());
+        for key in ["backup/1/data/0", "backup/1/m", "backup/2/m", "backup/3/m"] {
+            put("a", key, 1);
+        }
+        index.forget_seen_backups("a", SYSID, &["2".to_owned()]).unwrap();
+        assert_eq!(index.seen("a", SYSID, "backup/").unwrap().into_keys().collect::<Vec<_>>(), ["2/m"]);
+        assert_eq!(index.seen("a", SYSID, "wal/").unwrap().len(), 1);
     }
 }

@@ -40,7 +40,9 @@ impl Server {
             match part {
                 CatalogPart::Database { oid, name } => catalog.add_database(oid, name),
                 CatalogPart::Relations(relations) => {
-                    relations.into_iter().for_each(|relation| catalog.add_relation(relation));
+                    for relation in relations {
+                        catalog.add_relation(relation);
+                    }
                 }
             }
             Ok(())

@@ -235,6 +235,15 @@ live_test!(
 );
 
 live_test!(
+    [16]
+    fn check_as_its_page_shows_it(pg: Installation) {
+        let site = Site::new(&pg);
+        let finished = Shell::new(&site).run("check.md", "check");
+        assert!(finished.stdout.contains("round trip"), "{finished}");
+    }
+);
+
+live_test!(
     [15]
     fn the_monthly_test(pg: Installation) {
         if !has_pg_dump(pg.major) {

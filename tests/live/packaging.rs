@@ -8,9 +8,13 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::markdown::{blocks, walden_arguments};
+use crate::support::s3_store::credentials_env;
+use crate::support::site::SiteOptions;
 use crate::support::tools::{self, run_program};
 use crate::support::user::WorkDir;
-use crate::support::{Cluster, ClusterOptions, Moto, Stop, Walden, cached, live_test, require, run};
+use crate::support::{
+    Cluster, ClusterOptions, Moto, Site, Stop, Walden, cached, live_test, require, run, user,
+};
 
 fn root(relative: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
@@ -278,12 +282,79 @@ print(s3.get_object_lock_configuration(Bucket="acme-wal")["ObjectLockConfigurati
     assert!(finished.stdout.contains("GOVERNANCE"), "{finished}");
 }
 
+/// Makes a user for each role and returns what it signs with.
+fn users(moto: &Moto, python: &Path) -> impl Fn(&str) -> Vec<(String, String)> + use<> {
+    let script = r#"
+import boto3, os, sys
+folder, endpoint = sys.argv[1:]
+iam = boto3.client("iam", endpoint_url=endpoint, region_name="us-east-1")
+for name in ["archiver", "operator", "reader"]:
+    iam.create_user(UserName=name)
+    iam.put_user_policy(UserName=name, PolicyName="walden", PolicyDocument=open(f"{folder}/{name}.json").read())
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    print(name, key["AccessKeyId"], key["SecretAccessKey"])
+"#;
+    let folder = root("packaging/iam").display().to_string();
+    let mut command = Command::new(python);
+    let told = run(command.args(["-c", script, &folder, &moto.endpoint]).envs(moto.env())).ok().stdout;
+    move |name| {
+        let line = told.lines().find(|line| line.starts_with(name)).expect("a user");
+        let mut words = line.split(' ').skip(1);
+        credentials_env(words.next().expect("a key"), words.next().expect("a secret"))
+    }
+}
+
+live_test!(
+    [17]
+    fn each_role_can_do_its_work_and_no_more(pg: Installation) {
+        let Some(moto) = Moto::start() else { return };
+        let Some(python) = require(cached("python/bin/python"), "a Python with boto3") else { return };
+        moto.create_bucket("acme-wal");
+        let role = users(&moto, &python);
+        moto.enforce_policies();
+        let options = ["endpoint", "path_style", "region"].iter().zip([&moto.endpoint, "true", "us-east-1"]);
+        let init = options
+            .flat_map(|(key, value)| ["--repository-option".to_owned(), format!("primary.{key}={value}")]);
+        // The archiver sets up, archives and takes base backups.
+        let site = Site::with_backup_and(&pg, &SiteOptions {
+            repositories: vec!["primary=s3://acme-wal/prod".to_owned()],
+            init: init.collect(),
+            env: role("archiver"),
+            ..SiteOptions::default()
+        });
+        site.fill(2);
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        let config = fs::read_to_string(&site.config).expect("read");
+        fs::write(&site.config, format!("{config}\n[retention]\nkeep_last = 1\n")).expect("write");
+        let backups = |walden: &Walden| -> Vec<Value> {
+            let list = walden.run(&["list", "--output", "json"]).ok();
+            serde_json::from_str(&list.stdout).expect("JSON")
+        };
+        // It cannot remove.
+        let refused = site.walden.run(&["expire"]).ok();
+        assert!(refused.stderr.contains("AccessDenied"), "{refused}");
+        assert_eq!(backups(&site.walden).len(), 2);
+        // The reader recovers, and cannot write.
+        let reader = Walden::new(&site.config).envs(&role("reader"));
+        let dir = site.work.join("restored").display().to_string();
+        reader.run(&["recover", "--until", "latest", "--data-dir", &dir]).ok();
+        let id = backups(&reader)[0]["id"].as_str().expect("an id").to_owned();
+        reader.run(&["pin", &id]).expect_code(4);
+        // The operator removes.
+        let operator = Walden::new(&site.config).envs(&role("operator"));
+        let expired = operator.run(&["expire"]).ok();
+        assert_eq!(backups(&operator).len(), 1, "{expired}");
+    }
+);
+
 live_test!(
     fn every_example_of_server_settings_is_loaded_by_a_server(pg: Installation) {
+        let mut cluster = Cluster::create(&pg, &ClusterOptions::default());
+        let example = cluster.work().join("example.conf");
+        cluster.append_config(&format!("include '{}'\n", example.display()));
         for path in files("postgresql-conf-examples", &["conf"]) {
-            let mut cluster = Cluster::create(&pg, &ClusterOptions::default());
-            let example = cluster.work().write("example.conf", fs::read(&path).expect("read"));
-            cluster.append_config(&format!("include '{}'\n", example.display()));
+            fs::copy(&path, &example).expect("copy");
+            user::give(&example);
             cluster.start();
             let file = path.display();
             let wrong = cluster.psql("SELECT name, error FROM pg_file_settings WHERE error IS NOT NULL");

@@ -205,6 +205,24 @@ live_test!(
 );
 
 live_test!(
+    [15]
+    fn what_was_damaged_before_the_first_run_is_found_where_this_host_stored_it(pg: Installation) {
+        let site = Site::with_backup(&pg);
+        let names = site.fill(3);
+        flip(&site.wal_objects("replica", &names[0]).remove(0));
+        let found = problems(&site, &[], 6);
+        assert_eq!(only(&found), ("replica", "checksum", true), "{found:#?}");
+        let cut = site.wal_objects("primary", &names[1]).remove(0);
+        let bytes = fs::read(&cut).expect("read");
+        fs::write(&cut, &bytes[..bytes.len() - 1]).expect("write");
+        let found = problems(&site, &["--repository", "primary"], 6);
+        assert_eq!(only(&found), ("primary", "size", true), "{found:#?}");
+        site.walden.run(&["sync"]).ok();
+        site.walden.run(&["verify", "--deep"]).ok();
+    }
+);
+
+live_test!(
     [17]
     fn two_contents_of_one_name_are_a_conflict_here_and_across_repositories(pg: Installation) {
         let site = Site::with_backup(&pg);

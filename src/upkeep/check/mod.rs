@@ -19,7 +19,7 @@ mod settings;
 pub use item::{Item, State};
 
 use crate::index::IndexHandle;
-use crate::kind::{Error, Result};
+use crate::kind::{Error, Kind, Result};
 use crate::postgres::ControlFile;
 use crate::repository::{ClusterKeys, Repository};
 use crate::server::Server;
@@ -100,9 +100,23 @@ struct Shared {
     facts: OnceLock<server::Facts>,
     /// The repositories that can be used, by name.
     usable: Mutex<BTreeSet<String>>,
+    /// Those whose clock was looked at.
+    timed: Mutex<BTreeSet<String>>,
 }
 
 impl Shared {
+    fn new(subject: Subject) -> Self {
+        Self {
+            subject,
+            control: OnceLock::new(),
+            index: OnceLock::new(),
+            session: Mutex::new(None),
+            facts: OnceLock::new(),
+            usable: Mutex::default(),
+            timed: Mutex::default(),
+        }
+    }
+
     fn keys(&self) -> Option<ClusterKeys> {
         let control = self.control.get()?;
         Some(ClusterKeys::new(&self.subject.cluster, control.system_identifier))
@@ -121,6 +135,10 @@ impl Shared {
         self.usable.lock().unwrap_or_else(PoisonError::into_inner).contains(repository)
     }
 
+    fn is_timed(&self, repository: &str) -> bool {
+        self.timed.lock().unwrap_or_else(PoisonError::into_inner).contains(repository)
+    }
+
     fn index(&self) -> Option<&IndexHandle> {
         self.index.get().filter(|index| index.is_present())
     }
@@ -129,16 +147,11 @@ impl Shared {
 /// Checks everything, one thing after the other, and hands each item to `show` as soon as its turn has come. Returns all of
 /// them. What came of it is written into the log of operations, where there is an index.
 pub fn check(subject: Subject, show: &mut dyn FnMut(&Item)) -> Vec<Item> {
-    let shared = Arc::new(Shared {
-        subject,
-        control: OnceLock::new(),
-        index: OnceLock::new(),
-        session: Mutex::new(None),
-        facts: OnceLock::new(),
-        usable: Mutex::default(),
-    });
+    let shared = Arc::new(Shared::new(subject));
     let mut items = Vec::new();
-    let quick = |name: &str, work: groups::Work| Group { name: name.to_owned(), limit: QUICK, work };
+    let group =
+        |name: &str, limit, kind, work: groups::Work| Group { name: name.to_owned(), limit, kind, work };
+    let quick = |name: &str, work: groups::Work| group(name, QUICK, Kind::Other, work);
     run_together(
         &shared,
         vec![
@@ -161,20 +174,25 @@ pub fn check(subject: Subject, show: &mut dyn FnMut(&Item)) -> Vec<Item> {
     let detail = format!("repositories {}", names.collect::<Vec<_>>().join(", "));
     let operation = shared.index().and_then(|index| index.log_start("check", &detail));
 
-    run_together(&shared, vec![quick("server", Box::new(server::check))], show, &mut items);
-    let probes = (0..shared.subject.targets.len()).map(|at| Group {
-        name: "repository".to_owned(),
-        limit: PROBE,
-        work: Box::new(move |shared, say| {
+    run_together(
+        &shared,
+        vec![group("server", QUICK, Kind::Server, Box::new(server::check))],
+        show,
+        &mut items,
+    );
+    let targets = shared.subject.targets.iter().enumerate();
+    let probes = targets.map(|(at, target)| {
+        let work: groups::Work = Box::new(move |shared, say| {
             let target = &shared.subject.targets[at];
             probe::check(shared, target, &mut |item| say(item.of(target.repository.name())));
-        }),
+        });
+        group(&format!("repository {}", target.repository.name()), PROBE, Kind::Repository, work)
     });
     run_together(&shared, probes.collect(), show, &mut items);
-    let names = Group { name: "names".to_owned(), limit: NAMES, work: Box::new(server::names) };
+    let names = group("names", NAMES, Kind::Server, Box::new(server::names));
     run_together(&shared, vec![names], show, &mut items);
     let limit = shared.subject.deadline + READ_BACK;
-    let round_trip = Group { name: "round trip".to_owned(), limit, work: Box::new(round_trip::check) };
+    let round_trip = group("round trip", limit, Kind::Repository, Box::new(round_trip::check));
     run_together(&shared, vec![round_trip], show, &mut items);
 
     if let Some(index) = shared.index() {
@@ -193,5 +211,5 @@ pub fn outcome(items: &[Item]) -> Result<()> {
     };
     let message =
         format!("{} of {} checks failed, the first: {name}: {}", failed.len(), items.len(), first.found);
-    Err(Error::new(first.kind.unwrap_or(crate::kind::Kind::Other), message))
+    Err(Error::new(first.kind.unwrap_or(Kind::Other), message))
 }

@@ -68,9 +68,8 @@ impl Archiver {
     /// Returns whether the segment counts as archived.
     fn has_archived(&self, segment: WalSegmentName) -> bool {
         let name = segment.to_string();
-        self.last_archived.len() == name.len()
-            && self.last_archived[..8] == name[..8]
-            && self.last_archived >= name
+        let same_timeline = self.last_archived.get(..8) == name.get(..8);
+        self.last_archived.len() == name.len() && same_timeline && self.last_archived >= name
     }
 }
 
@@ -200,7 +199,8 @@ impl Trip<'_> {
                 Some((_, object, seen)) => {
                     let item = self.read_back(&target.repository, object, sent, began.elapsed());
                     say(item.of(name));
-                    if let Some(stored) = object.object.modified {
+                    // A probe that could not be deleted tells nothing of the present.
+                    if let Some(stored) = object.object.modified.filter(|_| !shared.is_timed(name)) {
                         say(probe::store_clock(&target.repository, stored, (sent.began, *seen)).of(name));
                     }
                 }

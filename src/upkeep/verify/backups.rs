@@ -1,8 +1,9 @@
 //! The backups of a repository: each by its `backup.json`, which says what its objects are.
 
 use super::content::BackupContent;
-use super::objects::{Content, Target, Visit};
+use super::objects::{Content, Target};
 use super::report::{Subject, Wrong};
+use super::visit::Visit;
 use crate::kind::{Error, Result};
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, SUMMARY_NAME};
 use crate::repository::read_stored;
@@ -31,6 +32,9 @@ pub(super) fn look(visit: &Visit<'_>) -> Result<Vec<BackupSummary>> {
     let store = visit.repository.storage();
     let mut ids = store.list_folders(&visit.keys.backups(), &visit.repository.deadline()).map_err(failed)?;
     ids.sort();
+    if visit.request.backup.is_none() {
+        visit.index.run(|index| index.forget_seen_backups(&visit.stamp.url, visit.sysid, &ids));
+    }
     ids.retain(|id| visit.request.backup.is_none_or(|only| only == id));
     if let Some(only) = visit.request.backup
         && ids.is_empty()

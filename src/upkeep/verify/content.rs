@@ -1,6 +1,7 @@
 //! Reading content: what is decrypted and decompressed must be what was archived.
 
-use super::objects::{Content, Visit};
+use super::objects::Content;
+use super::visit::Visit;
 use crate::archive::{Expected, copy_checked};
 use crate::kind::{Error, Result};
 use crate::postgres::wal::events::{EventOptions, Tracker};

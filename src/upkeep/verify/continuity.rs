@@ -1,7 +1,7 @@
 //! WAL without holes: from each backup to the newest segment, along the timelines.
 
-use super::objects::Visit;
 use super::report::{Subject, Wrong};
+use super::visit::Visit;
 use super::wal::Held;
 use crate::codec;
 use crate::kind::{Kind, Result};

@@ -3,7 +3,7 @@
 //! Of each repository everything is listed anew. An object's size is in the listing; its CRC-32 is what the store keeps (S3),
 //! or is computed of the bytes (a directory), and is compared with `backup.json`, or with what was seen before. With
 //! the identity the content is read, too. What was looked at is remembered in the index, so that the next run looks at what is
-//! new. `listing` says what there is to look at, `objects` looks, `backups` and `wal` know what an object should be,
+//! new. `objects` looks, `visit` notes what is found, `backups` and `wal` know what an object should be,
 //! `content` reads it, `continuity` finds what is missing in between, `settle` asks the other repositories for a good copy and notes damage.
 //!
 //! Whoever removes objects meanwhile (`expire`) is no damage: what is missing is looked for again, and counts only while
@@ -17,6 +17,7 @@ mod report;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod visit;
 mod wal;
 
 pub use report::{Problem, Report, RepositoryReport, Subject, Wrong};
@@ -29,11 +30,11 @@ use crate::postgres::{SystemIdentifier, WalSegmentName, WalSegmentSize};
 use crate::progress::Progress;
 use crate::repository::{ClusterFile, ClusterKeys, Repository};
 use jiff::Timestamp;
-use objects::Visit;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use visit::Visit;
 
 /// What is to be verified, and how.
 #[derive(Debug)]
@@ -91,11 +92,13 @@ pub fn verify(request: &Request<'_>, index: &IndexHandle, progress: &Progress) -
         }
         progress.set_phase(repository.name());
         match systems(request, repository) {
-            Ok(systems) => {
+            Ok((systems, lacking)) => {
                 for (sysid, start) in systems {
                     let made = one(request, (repository, sysid, start), index, progress, &mut contents);
                     report.repositories.push(made);
                 }
+                let failed = lacking.map(|error| RepositoryReport::failed(repository, None, &error));
+                report.repositories.extend(failed);
             }
             Err(error) => report.repositories.push(RepositoryReport::failed(repository, None, &error)),
         }
@@ -134,8 +137,12 @@ enum Start {
     Nameless,
 }
 
-/// Returns the system identifiers that there are in a repository.
-fn systems(request: &Request<'_>, repository: &Repository) -> Result<Vec<(SystemIdentifier, Start)>> {
+/// Returns the system identifiers that there are in a repository, and what is wrong where the one that must be there is not.
+#[allow(clippy::type_complexity, reason = "what there is, and what there is not")]
+fn systems(
+    request: &Request<'_>,
+    repository: &Repository,
+) -> Result<(Vec<(SystemIdentifier, Start)>, Option<Error>)> {
     let failed = |error: crate::storage::Error| repository.error("look into", &error);
     let folder = format!("{}/", request.cluster);
     let folders = repository.storage().list_folders(&folder, &repository.deadline()).map_err(failed)?;
@@ -157,15 +164,16 @@ fn systems(request: &Request<'_>, repository: &Repository) -> Result<Vec<(System
         }
     }
     let wanted = request.system_identifier.or(request.current);
-    if found.is_empty() || wanted.is_some_and(|wanted| !found.iter().any(|(sysid, _)| *sysid == wanted)) {
+    let lacks = wanted.is_some_and(|wanted| !found.iter().any(|(sysid, _)| *sysid == wanted));
+    let lacking = (found.is_empty() || lacks).then(|| {
         let what = match wanted {
             Some(sysid) if !folders.is_empty() => format!("is not initialised for system identifier {sysid}"),
             _ => format!("holds no cluster \"{}\"", request.cluster),
         };
-        return Err(Error::new(Kind::Repository, format!("repository \"{}\" {what}", repository.name()))
-            .with_hint("not mounted, a wrong prefix, or never initialised"));
-    }
-    Ok(found)
+        Error::new(Kind::Repository, format!("repository \"{}\" {what}", repository.name()))
+            .with_hint("not mounted, a wrong prefix, or never initialised")
+    });
+    Ok((found, lacking))
 }
 
 fn one(

@@ -3,8 +3,9 @@
 use super::Request;
 use super::report::{Problem, Report, Subject, Wrong};
 use crate::index::{Index, IndexHandle};
-use crate::postgres::{ArchiveFileName, WalSegmentName, WalSegmentSize};
+use crate::postgres::ArchiveFileName;
 use crate::repository::{ClusterFile, ClusterKeys, Repository, find_contents, list_wal_from};
+use crate::storage;
 use std::collections::{BTreeSet, HashSet};
 
 /// For each problem finds a repository with a good copy, and notes the damage, so that `status` shows it and `sync`
@@ -16,6 +17,7 @@ pub(super) fn settle(request: &Request<'_>, report: &mut Report, index: &IndexHa
         made.problems.iter().filter_map(|problem| Some((made.url.clone(), problem.key.clone()?)))
     });
     let bad: HashSet<(String, String)> = known.chain(found).collect();
+    let mut silent: HashSet<String> = HashSet::new();
     for made in &mut report.repositories {
         let Some(sysid) = made.system_identifier else { continue };
         let others: Vec<&Repository> = request
@@ -27,7 +29,16 @@ pub(super) fn settle(request: &Request<'_>, report: &mut Report, index: &IndexHa
         for problem in &mut made.problems {
             if is_mendable(problem) {
                 let keys = ClusterKeys::new(request.cluster, sysid);
-                let good = others.iter().find(|other| has_good(other, &keys, problem, &bad));
+                let good = others.iter().find(|other| {
+                    // One that cannot be asked is not waited for again and again.
+                    if silent.contains(other.url()) {
+                        return false;
+                    }
+                    has_good(other, &keys, problem, &bad).unwrap_or_else(|_| {
+                        silent.insert(other.url().to_owned());
+                        false
+                    })
+                });
                 problem.good_in = good.map(|good| good.name().to_owned());
             }
             explain(problem);
@@ -49,47 +60,37 @@ fn is_damage(problem: &Problem) -> bool {
     is_object && problem.subject != Subject::Cluster
 }
 
+/// Returns whether the repository has a good copy. Fails where it cannot be asked.
 fn has_good(
     other: &Repository,
     keys: &ClusterKeys,
     problem: &Problem,
     bad: &HashSet<(String, String)>,
-) -> bool {
+) -> storage::Result<bool> {
+    let is_bad = |key: &String| bad.contains(&(other.url().to_owned(), key.clone()));
     if let Some(key) = &problem.key {
-        return !bad.contains(&(other.url().to_owned(), key.clone()))
-            && other.storage().head(key, &other.deadline()).is_ok_and(|object| object.size > 0);
+        return match other.storage().head(key, &other.deadline()) {
+            Ok(object) => Ok(object.size > 0 && !is_bad(key)),
+            Err(storage::Error::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        };
     }
     match &problem.subject {
         Subject::History(timeline) => {
             let name = ArchiveFileName::History(*timeline);
-            find_contents(other, keys, name, &other.deadline()).is_ok_and(|found| !found.is_empty())
+            Ok(!find_contents(other, keys, name, &other.deadline())?.is_empty())
         }
         Subject::Segments(from, to) => {
-            let file = ClusterFile::read(other, keys, &other.deadline());
-            let Ok(size) = file.map(|file| file.wal_segment_size) else { return false };
-            holds_all(other, keys, size, (*from, *to), bad)
+            let size = ClusterFile::read(other, keys, &other.deadline())?.wal_segment_size;
+            let count = (to.number(size) + 1).saturating_sub(from.number(size)) as usize;
+            let listing = list_wal_from(other, keys, *from, count.saturating_mul(2), &other.deadline())?;
+            let good = listing.objects.iter().filter(|object| !is_bad(&object.object.key));
+            let there: BTreeSet<u64> =
+                good.filter_map(|object| Some(object.segment()?.number(size))).collect();
+            Ok(there.range(from.number(size)..=to.number(size)).count() == count)
         }
-        _ => false,
+        _ => Ok(false),
     }
-}
-
-fn holds_all(
-    other: &Repository,
-    keys: &ClusterKeys,
-    size: WalSegmentSize,
-    (from, to): (WalSegmentName, WalSegmentName),
-    bad: &HashSet<(String, String)>,
-) -> bool {
-    let count = (to.number(size) + 1).saturating_sub(from.number(size)) as usize;
-    let listing = list_wal_from(other, keys, from, count.saturating_mul(2), &other.deadline());
-    let Ok(listing) = listing else { return false };
-    let there: BTreeSet<u64> = listing
-        .objects
-        .iter()
-        .filter(|object| !bad.contains(&(other.url().to_owned(), object.object.key.clone())))
-        .filter_map(|object| Some(object.segment()?.number(size)))
-        .collect();
-    there.range(from.number(size)..=to.number(size)).count() == count
 }
 
 /// Says what the problem means and what is to be done.

@@ -2,8 +2,9 @@
 
 use super::Contents;
 use super::content::WalContent;
-use super::objects::{Content, Target, Visit};
+use super::objects::{Content, Target};
 use super::report::{Subject, Wrong};
+use super::visit::Visit;
 use crate::index::HeldChunk;
 use crate::kind::Result;
 use crate::postgres::{ArchiveFileName, SegmentSet, TimelineId, WalSegmentName};
