@@ -87,7 +87,7 @@ fn run(repositories: &[&Repository], index: &IndexHandle) -> Report {
         reread: Duration::from_secs(3600),
         all: false,
         parallel: 1,
-        in_flight: Duration::from_secs(60),
+        in_flight: Duration::ZERO,
         busy: BTreeSet::new(),
         pg_wal: Path::new("/nowhere"),
         event_rows: 1000,
