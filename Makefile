@@ -4,11 +4,16 @@
 # make fuzz    each fuzz target for ten seconds
 # make soak    the long versions of the tests
 # make bench   measurements
+# make release a stripped binary, checked for size and start-up, with checksums, SBOM and licences, in target/dist
+# make deb     the Debian package, in target/debian
 
 # CI takes its own nextest profile: no early end, little noise.
 profile := $(if $(filter true,$(CI)),ci,default)
 
-.PHONY: test demo lint fuzz soak bench
+.PHONY: test demo lint fuzz soak bench release deb
+
+# What `walden --version` says; empty where there is no git.
+export WALDEN_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
 test:
 	tests/install.sh
@@ -34,6 +39,8 @@ soak:
 	else \
 		set -x; cargo test -- --test-threads=2; \
 	fi
+	$(MAKE) deb
+	tests/quickstart.sh
 
 demo:
 	tests/install.sh --postgres-only
@@ -43,3 +50,12 @@ bench:
 	benches/peers.sh
 	cargo bench --bench codec --bench index
 	WALDEN=$${CARGO_TARGET_DIR:-target}/release/walden cargo bench --bench many
+
+release:
+	cargo build --release --locked
+	packaging/release.sh
+
+deb:
+	cargo build --release --locked
+	packaging/stage.sh target/release/walden
+	"$$(packaging/tools.sh cargo-deb)" --no-build --no-strip

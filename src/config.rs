@@ -1,12 +1,16 @@
 //! The configuration file: reading it, checking it, and making from it what the engines take.
 
+mod watch;
+
 use crate::kind::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::upkeep::notify::Channels;
 use crate::upkeep::retention::Policy;
+use crate::upkeep::verdict::Thresholds;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALDEN_CONFIG` names it.
 pub const DEFAULT_PATH: &str = "/etc/walden/walden.toml";
@@ -32,6 +36,10 @@ pub struct Config {
     pub archive: Archive,
     /// What `expire` keeps in each repository that has a policy, by the repository's name.
     pub retention: BTreeMap<String, Policy>,
+    /// From where on the rules of `status` speak.
+    pub status: Thresholds,
+    /// Who hears of what happens.
+    pub notify: Channels,
     /// `verify.reread = "30d"`: after how long `verify` reads again what it has read and found good. 30 days unless given.
     pub reread: Duration,
 }
@@ -149,6 +157,10 @@ struct File {
     #[serde(default)]
     retention: RetentionFile,
     #[serde(default)]
+    status: watch::StatusFile,
+    #[serde(default)]
+    notify: watch::NotifyFile,
+    #[serde(default)]
     verify: VerifyFile,
 }
 
@@ -226,6 +238,8 @@ impl Config {
             encryption: parse_encryption(file.encryption, base)?,
             archive: parse_archive(&file.archive)?,
             retention,
+            status: watch::parse_status(&file.status)?,
+            notify: watch::parse_notify(file.notify, base)?,
             reread: parse_duration("verify.reread", file.verify.reread.as_deref().unwrap_or("30d"))?,
         };
         if let Acknowledge::Count(n) = config.archive.acknowledge

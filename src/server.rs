@@ -5,6 +5,8 @@
 
 mod catalog;
 
+pub use catalog::CatalogPart;
+
 use crate::kind::{Context, Error, Kind, Result};
 use crate::postgres::{Lsn, SystemIdentifier};
 use std::collections::BTreeMap;
@@ -173,6 +175,12 @@ impl Server {
         let list = names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ");
         let rows = self.rows(&format!("select name, setting from pg_settings where name in ({list})"))?;
         Ok(rows.into_iter().filter_map(pair).collect())
+    }
+
+    /// Returns whether the role may execute a function, given with the types of its arguments.
+    pub fn may_execute(&mut self, function: &str) -> Result<bool> {
+        let sql = format!("select has_function_privilege({}, 'execute')", quote_literal(function));
+        Ok(self.query_one_text(&sql)? == "t")
     }
 
     /// Returns whether the server is a standby, or still in recovery for another reason.

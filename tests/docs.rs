@@ -1,9 +1,14 @@
 //! The documentation says what is so: links lead somewhere, commands parse, configurations are ones, keys exist.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "markdown/mod.rs"]
+mod markdown;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use markdown::{blocks, shell_words, walden_arguments};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -25,35 +30,10 @@ fn with_ending(dir: &str, ending: &str) -> Vec<PathBuf> {
 fn pages() -> Vec<(PathBuf, String)> {
     let mut paths = vec![root().join("README.md")];
     paths.extend(with_ending("docs", "md"));
-    paths.extend(with_ending("postgresql-conf-examples", "md"));
-    paths.into_iter().map(|path| (path.clone(), read(&path))).collect()
-}
-
-/// A fenced block: its language, the number of its first line, its text.
-struct Block {
-    language: String,
-    line: usize,
-    text: String,
-}
-
-fn blocks(page: &str) -> Vec<Block> {
-    let mut found = Vec::new();
-    let mut open: Option<Block> = None;
-    for (at, line) in page.lines().enumerate() {
-        match (&mut open, line.trim_start().strip_prefix("```")) {
-            (None, Some(language)) => {
-                open = Some(Block { language: language.trim().into(), line: at + 2, text: String::new() });
-            }
-            (Some(_), Some(_)) => found.extend(open.take()),
-            (Some(block), None) => {
-                block.text.push_str(line);
-                block.text.push('\n');
-            }
-            (None, None) => {}
-        }
+    for dir in ["postgresql-conf-examples", "packaging", "packaging/iam"] {
+        paths.extend(with_ending(dir, "md"));
     }
-    assert!(open.is_none(), "a fenced block is not closed");
-    found
+    paths.into_iter().map(|path| (path.clone(), read(&path))).collect()
 }
 
 /// Returns the page without what stands in fenced blocks. Code in a line stays: a link's text may be code.
@@ -100,51 +80,13 @@ fn every_relative_link_leads_somewhere() {
     assert!(broken.is_empty(), "links that lead nowhere:\n  {}", broken.join("\n  "));
 }
 
-/// Splits a line as a shell does, as far as the documentation needs it: quotes, and an end at `|`, `;`, `&` or a
-/// redirection.
-#[allow(clippy::match_same_arms, reason = "the two mean different states")]
-fn shell_words(line: &str) -> Vec<String> {
-    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
-    for c in line.chars() {
-        let begins_comment = c == '#' && word.is_none();
-        if quote.is_none() && (begins_comment || matches!(c, '|' | ';' | '&' | '>' | '<')) {
-            break;
-        }
-        match (quote, c) {
-            (Some(open), c) if c == open => quote = None,
-            (Some(_), c) => word.get_or_insert_default().push(c),
-            (None, '\'' | '"') => {
-                quote = Some(c);
-                word.get_or_insert_default();
-            }
-            (None, c) if c.is_whitespace() => words.extend(word.take()),
-            (None, c) => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
-    words
-}
-
-/// Returns the arguments of walden if the line runs it.
-fn walden_arguments(line: &str) -> Option<Vec<String>> {
-    let words = shell_words(line.trim().trim_start_matches("$ "));
-    let mut rest = words.as_slice();
-    if rest.first().is_some_and(|word| word == "sudo") {
-        rest = &rest[1..];
-        if rest.first().is_some_and(|word| word == "-u") {
-            rest = rest.get(2..)?;
-        }
-    }
-    let program = rest.first()?;
-    (program == "walden" || program.ends_with("/walden")).then(|| rest[1..].to_vec())
-}
-
 #[test]
 fn every_command_line_parses() {
     let (mut wrong, mut seen) = (Vec::new(), BTreeSet::new());
     for (path, page) in pages() {
         for block in blocks(&page) {
-            let joined = block.text.replace("\\\n", " ");
+            // The variable that has to be a number.
+            let joined = block.text.replace("\\\n", " ").replace("\"$COPY_PORT\"", "5499");
             for arguments in joined.lines().filter_map(walden_arguments) {
                 seen.extend(arguments.first().cloned());
                 let output = Command::new(env!("CARGO_BIN_EXE_walden"))
@@ -168,6 +110,29 @@ fn every_command_line_parses() {
     for command in ["init", "base-backup", "status", "list", "recover"] {
         assert!(seen.contains(command), "no page shows walden {command}");
     }
+}
+
+#[test]
+fn every_command_is_run_by_a_test_or_says_why_not() {
+    let tests = read(&root().join("tests/live/docs.rs"));
+    let quick_start = read(&root().join("docs/quickstart.md"));
+    let mut wrong = Vec::new();
+    for (path, page) in pages() {
+        for block in blocks(&page).into_iter().filter(|block| block.language == "sh") {
+            let file = path.file_name().unwrap().to_str().unwrap();
+            let good = match (&block.name, &block.not_run) {
+                (Some(name), None) => tests.contains(&format!("\"{file}\", \"{name}\"")),
+                (None, Some(reason)) => !reason.is_empty(),
+                // What is in the quick start is run by tests/quickstart.sh.
+                (None, None) => block.text.lines().all(|line| quick_start.lines().any(|run| run == line)),
+                (Some(_), Some(_)) => false,
+            };
+            if !good {
+                wrong.push(format!("{}:{}", path.display(), block.line));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "neither run nor marked (docs/development.md):\n  {}", wrong.join("\n  "));
 }
 
 #[test]
@@ -217,7 +182,7 @@ fn every_example_of_server_settings_is_complete() {
 
 /// Returns the keys that the configuration knows, from the structs that it is read into.
 fn keys_of_the_code() -> BTreeSet<String> {
-    let text = read(&root().join("src/config.rs"));
+    let text = read(&root().join("src/config.rs")) + &read(&root().join("src/config/watch.rs"));
     let fields = |name: &str, prefix: &str| -> Vec<String> {
         let body =
             text.split(&format!("struct {name} {{\n")).nth(1).unwrap_or_else(|| panic!("no struct {name}"));
@@ -237,6 +202,8 @@ fn keys_of_the_code() -> BTreeSet<String> {
         ("encryption", "AgeFile"),
         ("archive", "ArchiveFile"),
         ("retention", "RetentionFile"),
+        ("status", "StatusFile"),
+        ("notify", "NotifyFile"),
         ("verify", "VerifyFile"),
     ] {
         assert!(keys.contains(section), "{section}");

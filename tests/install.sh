@@ -11,6 +11,7 @@
 #   postgresql/<major>/bin   servers that the distribution does not have
 #   judges/<major>/bin       pg_waldump, pg_verifybackup and friends
 #   bin/rclone               `rclone serve s3`
+#   bin/promtool             what checks metrics and alert rules
 #   python/bin/moto_server   moto's S3 server
 #
 # The script may run any number of times and by several callers at once. What is there is left alone. A part that
@@ -171,6 +172,7 @@ else
     need util-linux setpriv
     need python3-venv /usr/lib/python3*/ensurepip/__init__.py
     need npm npm
+    need systemd systemd-analyze
 fi
 # A release without 15 has another major version, and then its absence is no reason to run apt each time.
 if [ ${#missing_packages[@]} -gt 0 ] &&
@@ -326,6 +328,22 @@ rclone() {
     mv "$cache/bin/rclone.new" "$cache/bin/rclone"
     "$cache/bin/rclone" version
 }
+
+# --- Prometheus's own checks --------------------------------------------------------------------------------------
+
+# Only the one program: the package as a whole would start a server.
+promtool() {
+    local work=$1
+    cd "$work"
+    apt-get download prometheus || { as_root apt-get -o DPkg::Lock::Timeout=300 update; apt-get download prometheus; }
+    dpkg-deb -x prometheus_*.deb "$work/root"
+    mkdir -p "$cache/bin"
+    install -m 755 "$work/root/usr/bin/promtool" "$cache/bin/promtool.new"
+    mv "$cache/bin/promtool.new" "$cache/bin/promtool"
+    "$cache/bin/promtool" --version
+}
+
+part promtool debian "$cache/bin/promtool" promtool
 
 if [ "$(uname -sm)" != "Linux x86_64" ]; then
     say "servers, judges and S3 servers are had for Linux on x86_64 only"

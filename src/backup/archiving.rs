@@ -46,6 +46,21 @@ pub fn check(server: &mut Server, data_dir: &Path) -> Result<Option<LastArchived
             "walden init --apply sets it, without a restart",
         );
     }
+    let last = check_archiver(server, data_dir)?;
+    if !library.is_empty() {
+        tracing::warn!("archive_library is \"{library}\": is it what brings WAL into the repositories?");
+    } else if !command.contains("walden") {
+        tracing::warn!(
+            "archive_command is \"{command}\", without walden in it: does it bring WAL into the repositories?"
+        );
+    }
+    Ok(last)
+}
+
+/// Checks that the archiver's last attempt was not a failure, and that it is not standing still. Returns what was archived
+/// last, if that was under the present configuration.
+pub fn check_archiver(server: &mut Server, data_dir: &Path) -> Result<Option<LastArchived>> {
+    let refuse = |message: String, hint: &str| Err(Error::new(Kind::Server, message).with_hint(hint));
     let archiver = Archiver::ask(server)?;
     if let Some((segment, time)) = archiver.failing {
         return refuse(
@@ -66,13 +81,6 @@ pub fn check(server: &mut Server, data_dir: &Path) -> Result<Option<LastArchived
                 idle.as_secs() / 60
             ),
             "archive_command hangs, or the server's archiver does not run: see its process and the server's log",
-        );
-    }
-    if !library.is_empty() {
-        tracing::warn!("archive_library is \"{library}\": is it what brings WAL into the repositories?");
-    } else if !command.contains("walden") {
-        tracing::warn!(
-            "archive_command is \"{command}\", without walden in it: does it bring WAL into the repositories?"
         );
     }
     Ok(archiver.last)

@@ -34,11 +34,11 @@ mod tar_stream;
 mod throttle;
 mod unchanged;
 
-pub use archiving::check_arrival;
+pub use archiving::{LastArchived, check_archiver, check_arrival};
 pub use destinations::{Completed, Destinations};
 pub use histories::fill_up as fill_up_histories;
 pub use journal::{BrokenOff, Head, Journal, Journals};
-pub use preflight::{Preflight, preflight, read_control_file};
+pub use preflight::{Preflight, SUPPORTED, backup_functions, check_data_dir, preflight, read_control_file};
 pub use space::check as check_space;
 
 use crate::codec::Sealer;

@@ -13,8 +13,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The major versions that can be backed up.
-const SUPPORTED: std::ops::RangeInclusive<u32> = 14..=18;
+/// The major versions that Walden knows.
+pub const SUPPORTED: std::ops::RangeInclusive<u32> = 14..=18;
 
 /// How often a control file is read whose checksum is wrong, and the pause between: the server may be writing it
 /// (`get_controlfile`, `sendFile` of `pg_control`).
@@ -127,7 +127,7 @@ pub fn preflight(options: &BackupOptions, server: &mut Server) -> Result<Preflig
 }
 
 /// Returns the data directory without links, once it is certain that it is the server's.
-fn check_data_dir(configured: &Path, server: Option<&String>) -> Result<PathBuf> {
+pub fn check_data_dir(configured: &Path, server: Option<&String>) -> Result<PathBuf> {
     let Some(server) = server else {
         return Err(Error::new(Kind::Server, "the role may not read the setting data_directory")
             .with_hint("grant pg_read_all_settings to the role, or connect as a superuser"));
@@ -152,15 +152,18 @@ fn check_data_dir(configured: &Path, server: Option<&String>) -> Result<PathBuf>
     std::fs::canonicalize(configured).map_err(at(configured)).context("data_dir")
 }
 
-fn check_privileges(server: &mut Server, major: u32) -> Result<()> {
-    let functions = if major >= 15 {
+/// Returns the functions with which a backup begins and ends, with their arguments.
+pub fn backup_functions(major: u32) -> [&'static str; 2] {
+    if major >= 15 {
         ["pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"]
     } else {
         ["pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"]
-    };
-    for function in functions {
-        let sql = format!("select has_function_privilege('{function}', 'execute')");
-        if server.query_one_text(&sql)? != "t" {
+    }
+}
+
+fn check_privileges(server: &mut Server, major: u32) -> Result<()> {
+    for function in backup_functions(major) {
+        if !server.may_execute(function)? {
             let role = server.query_one_text("select current_user")?;
             return Err(Error::new(Kind::Server, format!("role \"{role}\" may not execute {function}"))
                 .with_hint(format!("GRANT EXECUTE ON FUNCTION {function} TO \"{role}\", in this database")));

@@ -1,7 +1,7 @@
 //! `walden base-backup`: a base backup of the local data directory into every repository.
 
 use super::output::{Format, bytes, json};
-use super::{Global, setup};
+use super::{Global, operation, setup};
 use crate::backup::{
     Attempt, BackupOptions, BrokenOff, Completed, Destinations, Head, Journal, Journals, Preflight, Taken,
     check_arrival, check_space, fill_up_histories, leftovers, preflight, run as run_backup,
@@ -89,14 +89,18 @@ fn parse_rate(text: &str) -> Result<u64, String> {
 /// Runs the command.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let config = Config::load(global.config.as_deref())?;
-    let repositories = setup::repositories(&config)?;
-    let sealer = setup::sealer(&config)?;
     let index = setup::index(&config);
+    operation::run(&config, &index, "base-backup", "", |details| take(args, &config, &index, details))
+}
+
+fn take(args: &Args, config: &Config, index: &IndexHandle, details: &operation::Details<'_>) -> Result<()> {
+    let repositories = setup::repositories(config)?;
+    let sealer = setup::sealer(config)?;
     let control = setup::control_file(&config.data_dir)?;
     let sysid = control.system_identifier;
-    let (ready, mut failed) = ready(&repositories, &config, sysid)?;
+    let (ready, mut failed) = ready(&repositories, config, sysid)?;
     let mut server = Server::connect(&config.server.connection)?;
-    let mut options = options(args, &config);
+    let mut options = options(args, config);
     let found = preflight(&options, &mut server)?;
     let keys = ClusterKeys::new(&config.cluster, sysid);
     if failed.is_empty() {
@@ -105,19 +109,18 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let ready = with_space(ready, &mut failed, &keys, &found)?;
     fill_up_histories(&found.data_dir, &keys, &ready, &sealer);
 
-    let mut attempt = prepare(args, &config, &found, &ready, &keys, failed.is_empty(), &mut options);
+    let mut attempt = prepare(args, config, &found, &ready, &keys, failed.is_empty(), &mut options);
     let destinations = Destinations::new(keys.clone(), &options.id, ready, failed);
-    let operation = index.log_start("base-backup", &options.id);
+    details.subject(&options.id);
     let began = Instant::now();
     let progress = Progress::new();
-    let result = super::progress::while_shown(&progress, "base backup", || {
+    let result: Result<_> = super::progress::while_shown(&progress, "base backup", || {
         let taken =
             run_backup(&options, found, &mut server, &sealer, &destinations, &progress, &mut attempt)?;
         progress.set_phase("wait for WAL");
         let completed = destinations.complete(&taken.summary, args.wait)?;
         Ok((taken, completed))
     });
-    index.log_end(operation, &result);
     let (taken, completed) = match result {
         Ok(done) => done,
         Err(error) if attempt.journal.is_some() => {
@@ -128,11 +131,16 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     if let Some(journal) = attempt.journal.take() {
         journal.finish();
     }
-    note_bad_pages(&index, &taken);
-    take_names(&server, sysid, &index);
-    write_digest(&keys, sysid, &completed.repositories, &sealer, &index, true);
+    note_bad_pages(index, &taken);
+    take_names(&server, sysid, index);
+    write_digest(&keys, sysid, &completed.repositories, &sealer, index, true);
     let pinned =
         if args.keep { super::pin::pin(&repositories, &keys, &taken.summary.id).map(drop) } else { Ok(()) };
+    details.note("size", taken.summary.size);
+    details.note("stored_size", taken.summary.stored_size);
+    details.note("bad_pages", taken.summary.bad_pages);
+    let held_by: Vec<&str> = completed.repositories.iter().map(|repository| repository.name()).collect();
+    details.note("repositories", held_by);
     report(args, &taken, &completed, began.elapsed())?;
     let id = &taken.summary.id;
     if let Some((repository, error)) = completed.failed.into_iter().next() {

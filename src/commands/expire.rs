@@ -1,7 +1,7 @@
 //! `walden expire`: applies the retention.
 
 use super::output::{Format, bytes, count, json, table, time};
-use super::{Global, setup};
+use super::{Global, operation, setup};
 use crate::config::Config;
 use crate::index::IndexHandle;
 use crate::kind::{Error, Kind, Result};
@@ -58,7 +58,32 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         }
         return skipped(&plan);
     }
-    let outcomes = remove(&plan, &index);
+    if plan.skipped.is_empty() && plan.repositories.iter().all(|repository| repository.removed().objects == 0)
+    {
+        operation::deliver(&config, &index);
+        return finish(args, &plan, vec![]);
+    }
+    operation::run(&config, &index, "expire", "", |details| {
+        let outcomes = remove(&plan, &index);
+        let removed = |outcome: &Outcome| {
+            serde_json::json!({ "repository": outcome.name, "objects": outcome.objects, "bytes": outcome.bytes,
+                                "refused": outcome.refused })
+        };
+        details.subject(&subject(&outcomes));
+        details.note("removed", outcomes.iter().map(removed).collect::<Vec<_>>());
+        finish(args, &plan, outcomes)
+    })
+}
+
+/// Returns what was removed, in a few words.
+fn subject(outcomes: &[Outcome]) -> String {
+    let part = |outcome: &Outcome| {
+        format!("{} of {} from {}", count(outcome.objects, "object"), bytes(outcome.bytes), outcome.name)
+    };
+    outcomes.iter().map(part).collect::<Vec<_>>().join(", ")
+}
+
+fn finish(args: &Args, plan: &Plan<'_>, outcomes: Vec<Outcome>) -> Result<()> {
     if args.output == Format::Json {
         json(&serde_json::json!({ "plan": plan, "outcome": outcomes }))?;
     }
@@ -67,7 +92,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     }
     match outcomes.into_iter().find_map(|outcome| outcome.failed) {
         Some(error) => Err(error.with_hint("only whole backups are left; the next walden expire goes on")),
-        None => skipped(&plan),
+        None => skipped(plan),
     }
 }
 
@@ -98,15 +123,10 @@ fn remove(plan: &Plan<'_>, index: &IndexHandle) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for repository in plan.repositories.iter().filter(|repository| repository.removed().objects > 0) {
         let removed = repository.removed();
-        let detail =
-            format!("{}: {} of {}", repository.name, count(removed.objects, "object"), bytes(removed.bytes));
-        let operation = index.log_start("expire", &detail);
         let progress = Progress::new();
         progress.set_total(removed.bytes);
         let outcome =
             super::progress::while_shown(&progress, "expire", || carry_out(repository, index, &progress));
-        let ended = outcome.failed.clone().map_or(Ok(()), Err);
-        index.log_end(operation, &ended);
         outcomes.push(outcome);
     }
     outcomes

@@ -3,6 +3,7 @@
 use super::output::{Format, count, json};
 use super::{Global, setup};
 use crate::config::Config;
+use crate::error::exit_code;
 use crate::index::{Index, is_damaged};
 use crate::kind::{Context, Result};
 use crate::repository::Repository;
@@ -46,6 +47,10 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let operation = index.log_start("index rebuild", "")?;
     let result = rebuild(&config.cluster, &all, &opener, &index);
     index.log_end(operation, &result.as_ref().map_or_else(ToString::to_string, |_| "done".to_owned()))?;
+    let code = result.as_ref().err().map_or(0, |error| exit_code(error.kind()));
+    let details =
+        result.as_ref().map(|done| serde_json::json!({ "files": done.files, "digests": done.digests }));
+    index.log_details(operation, code, &details.unwrap_or_default().to_string())?;
     setup::give_to(&config.cluster_state_dir(), setup::owner_for(&config.data_dir))?;
     let done = result?;
     if let Some(reason) = &done.without_digests {

@@ -1,9 +1,13 @@
 //! `walden init`: the configuration, the keys, and the cluster's place in each repository.
 
+mod found;
+mod questions;
+
 use super::{Global, setup};
 use crate::codec::{self, Sealer};
 use crate::config::{self, Config, Location};
 use crate::durable;
+use crate::error::exit_code;
 use crate::kind::{Context, Error, Result};
 use crate::postgres::ControlFile;
 use crate::repository::{ClusterFile, ClusterKeys, Repository, recovery_text};
@@ -17,8 +21,8 @@ use std::path::{Path, PathBuf};
 ///
 /// Reads pg_control (the server may be down), creates cluster.json and RECOVERY.md in each repository, generates an age
 /// identity unless recipients are given, and prints the settings for postgresql.conf. Run it again after pg_upgrade or
-/// with a repository that was down: it then adds only what is missing.
-#[derive(Debug, clap::Args)]
+/// with a repository that was down: it then adds only what is missing. On a terminal it asks for what the flags leave open.
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Example:\n  walden init --cluster main --data-dir /var/lib/postgresql/17/main \
     --state-dir /var/lib/walden \\\n    --repository primary=file:///srv/walden --repository replica=s3://bucket/prefix")]
 pub struct Args {
@@ -58,7 +62,69 @@ pub struct Args {
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     let path = config::path_of(global.config.as_deref());
     let path = durable::absolute(&path).context("configuration")?;
-    if path.exists() { again(&path, args) } else { first(&path, args) }
+    let result = set_up(&path, args);
+    // The log is where the configuration says, which may only be there now.
+    if let Ok(config) = Config::load(Some(&path)) {
+        let index = setup::index(&config);
+        let operation = index.log_start("init", &config.cluster);
+        let details = serde_json::json!({ "configuration": path.display().to_string(), "apply": args.apply });
+        index.log_end_with(operation, &result, exit_code, &details.to_string());
+    }
+    result
+}
+
+fn set_up(path: &Path, args: &Args) -> Result<()> {
+    if path.exists() {
+        return again(path, args);
+    }
+    if !questions::wanted(args) {
+        return first(path, args);
+    }
+    let (args, cluster) = questions::ask(path, args)?;
+    first(path, &args)?;
+    let restart = cluster.map(|cluster| cluster.restart());
+    print!("{}", what_next(path, args.apply, restart.as_deref())?);
+    Ok(())
+}
+
+/// Returns what is left to do, in order.
+fn what_next(path: &Path, applied: bool, restart: Option<&str>) -> Result<String> {
+    let mut steps = Vec::new();
+    if !applied {
+        steps.push("put the settings above into postgresql.conf".to_owned());
+    }
+    steps.push(match restart {
+        Some(command) => format!("restart the server: {command}"),
+        None => "restart the server".to_owned(),
+    });
+    let command = |arguments| Ok::<_, Error>(setup::server_command(path, arguments)?.replace("%%", "%"));
+    steps.push(format!("check that all is as it must be: {}", command("check")?));
+    steps.push(format!("take a base backup: {}", command("base-backup")?));
+    steps.push(format!("look: {}", command("status")?));
+    steps.push(
+        "let a timer take base backups daily, and try a recovery: docs/quickstart.md, docs/runbook.md"
+            .to_owned(),
+    );
+    let lines = steps.iter().enumerate().map(|(at, step)| format!("  {}. {step}\n", at + 1));
+    Ok(format!("\nWhat is left to do:\n{}", lines.collect::<String>()))
+}
+
+/// Sets up one of the repositories of `args` and returns what was added there: that it can be written is seen by writing.
+fn probe(path: &Path, args: &Args, name: &str) -> Result<Vec<String>> {
+    let data_dir =
+        durable::absolute(args.data_dir.as_deref().unwrap_or(Path::new("/"))).context("data directory")?;
+    let state_dir = args.state_dir.clone().unwrap_or_default();
+    let cluster = args.cluster.clone().unwrap_or_else(|| "main".to_owned());
+    let recipients = match (args.no_encryption, args.recipient.is_empty()) {
+        (true, _) => Vec::new(),
+        // Nothing is encrypted yet; the key is made when all questions are answered.
+        (false, true) => vec![codec::generate_identity().1],
+        (false, false) => args.recipient.clone(),
+    };
+    let text = config_text(args, &cluster, &data_dir, &state_dir, &recipients, None)?;
+    let mut config = Config::parse(&text, path)?;
+    config.repositories.retain(|repository| repository.name == name);
+    set_up_repositories(&config, &setup::control_file(&data_dir)?, setup::owner_for(&data_dir))
 }
 
 fn first(path: &Path, args: &Args) -> Result<()> {

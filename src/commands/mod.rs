@@ -5,12 +5,20 @@ mod archive_get;
 mod archive_prefetch;
 mod archive_push;
 mod base_backup;
+mod check;
+mod completions;
 mod demo;
 mod events;
 mod expire;
 mod index;
 mod init;
+mod judge;
 mod list;
+mod log;
+mod man;
+mod metrics;
+mod notify;
+mod operation;
 mod output;
 mod pin;
 mod progress;
@@ -20,6 +28,7 @@ mod setup;
 mod status;
 mod sync;
 mod verify;
+mod version;
 
 use crate::error::{CANNOT_ANSWER, exit_code};
 use crate::kind::{Error, Kind};
@@ -29,7 +38,7 @@ use std::path::PathBuf;
 
 /// WAL archiver and point-in-time recovery for PostgreSQL
 #[derive(Debug, Parser)]
-#[command(name = "walden", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "walden", version, long_version = version::long(), max_term_width = 100, disable_help_subcommand = true)]
 #[command(after_help = "The configuration is --config, else $WALDEN_CONFIG, else /etc/walden/walden.toml.\n\
     Begin with: walden init --help. To see it all work on a throwaway cluster: walden demo.")]
 struct Cli {
@@ -62,10 +71,14 @@ enum Command {
     ArchivePrefetch(archive_prefetch::Args),
     BaseBackup(base_backup::Args),
     Recover(recover::Args),
+    Check(check::Args),
     Status(status::Args),
+    Metrics(metrics::Args),
     List(list::Args),
     Events(events::Args),
     Index(index::Args),
+    Log(log::Args),
+    Notify(notify::Args),
     Sync(sync::Args),
     Expire(expire::Args),
     Pin(pin::Args),
@@ -74,6 +87,13 @@ enum Command {
     Verify(verify::Args),
     Resolve(resolve::Args),
     Demo(demo::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// Returns the whole command line, for what is made from it.
+fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program and returns its exit code.
@@ -111,10 +131,18 @@ pub fn main() -> u8 {
         }
         Command::BaseBackup(args) => base_backup::run(global, args),
         Command::Recover(args) => recover::run(global, args),
-        Command::Status(args) => status::run(global, args),
+        Command::Check(args) => check::run(global, args),
+        Command::Status(args) => match status::run(global, args) {
+            Ok(0) => Ok(()),
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Metrics(args) => metrics::run(global, args),
         Command::List(args) => list::run(global, args),
         Command::Events(args) => events::run(global, args),
         Command::Index(args) => index::run(global, args),
+        Command::Log(args) => log::run(global, args),
+        Command::Notify(args) => notify::run(global, args),
         Command::Sync(args) => sync::run(global, args),
         Command::Expire(args) => expire::run(global, args),
         Command::Pin(args) => pin::run(global, args),
@@ -122,6 +150,8 @@ pub fn main() -> u8 {
         Command::Verify(args) => verify::run(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Demo(args) => demo::run(global, args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
     };
     match result {
         Ok(()) => 0,
@@ -176,4 +206,30 @@ fn command_line_failed(error: &clap::Error, arguments: &[std::ffi::OsString]) ->
 
 fn as_line(error: &Error) -> String {
     format!("ERROR: {error}")
+}
+
+#[cfg(test)]
+mod tests {
+    /// Goes through every command that has none below it.
+    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
+        for inner in command.get_subcommands() {
+            let path = format!("{path} {}", inner.get_name());
+            if inner.has_subcommands() {
+                leaves(inner, &path, found);
+            } else if !inner.is_hide_set() {
+                found.push((path, inner.get_after_help().map(ToString::to_string).unwrap_or_default()));
+            }
+        }
+    }
+
+    #[test]
+    fn help_of_every_command_has_an_example() {
+        let mut found = Vec::new();
+        leaves(&super::command(), "walden", &mut found);
+        assert!(found.len() > 15, "{found:?}");
+        for (path, after) in found {
+            let example = after.starts_with("Example") && after.contains("walden ");
+            assert!(example, "{path} --help has no example: {after:?}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! `walden pin` and `walden unpin`: a backup that no retention removes.
 
-use super::{Global, setup};
+use super::{Global, operation, setup};
 use crate::config::Config;
 use crate::kind::{Error, Result};
 use crate::postgres::SystemIdentifier;
@@ -66,10 +66,11 @@ fn change(
     let repositories = setup::repositories(&config)?;
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
     let index = setup::index(&config);
-    let operation = index.log_start(command, id);
-    let result = work(&repositories, &ClusterKeys::new(&config.cluster, sysid));
-    index.log_end(operation, &result);
-    let changed = result?;
+    let changed = operation::run(&config, &index, command, id, |details| {
+        let changed = work(&repositories, &ClusterKeys::new(&config.cluster, sysid))?;
+        details.note("repositories", changed);
+        Ok(changed)
+    })?;
     let done = if command == "pin" { "pinned" } else { "no longer pinned" };
     if changed == 0 {
         println!("Backup {id} was {done} already.");

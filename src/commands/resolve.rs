@@ -1,6 +1,6 @@
 //! `walden resolve`: which of two contents is right.
 
-use super::{Global, setup};
+use super::{Global, operation, setup};
 use crate::config::Config;
 use crate::kind::{Error, Result};
 use crate::postgres::{ArchiveFileName, SystemIdentifier};
@@ -36,10 +36,12 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let repositories = setup::repositories(&config)?;
     let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
     let index = setup::index(&config);
-    let operation = index.log_start("resolve", &format!("{name} --keep {keep:08x}"));
-    let result = resolve(&config.cluster, sysid, name, keep, &repositories);
-    index.log_end(operation, &result);
-    let moved = result?;
+    let subject = format!("{name} --keep {keep:08x}");
+    let moved = operation::run(&config, &index, "resolve", &subject, |details| {
+        let moved = resolve(&config.cluster, sysid, name, keep, &repositories)?;
+        details.note("moved", moved.len());
+        Ok(moved)
+    })?;
     if moved.is_empty() {
         println!("\"{name}\" has this content only; nothing was to be done.");
     }

@@ -1,52 +1,105 @@
 //! `walden status`: repositories, backups, and what can be recovered.
 
 use super::output::{Format, bytes, count, json, table, time};
-use super::{Global, setup};
+use super::{Global, judge, setup};
 use crate::config::Config;
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::SystemIdentifier;
 use crate::recovery::target::utc;
 use crate::upkeep::bad_pages::BadPagesFound;
-use crate::upkeep::status::{RepositoryStatus, Status, Window, status};
+use crate::upkeep::status::{RepositoryStatus, Status, Window};
+use crate::upkeep::verdict::{Thresholds, Verdict, age, oldest_unarchived};
 use jiff::{SignedDuration, Timestamp};
 
 /// How many backups the screen shows.
 const SHOWN: usize = 10;
+/// What monitoring takes for "cannot be said".
+const UNKNOWN: u8 = 3;
 
-/// Show the repositories, the backups and what can be recovered
+/// Show the repositories, the backups and what can be recovered, and whether all is well
+///
+/// Ends in a verdict: OK, WARNING or CRITICAL with its reasons. Thresholds are in [status] of the configuration.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  walden status --output json")]
+#[command(after_help = "Examples:\n  walden status --output json\n  walden status --monitor")]
 pub struct Args {
     /// Text for people or JSON for programs
     #[arg(long, value_enum, default_value = "text")]
     output: Format,
+    /// For monitoring: the verdict first, and the exit code 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN
+    #[arg(long)]
+    monitor: bool,
     /// The system identifier, where the data directory is not here
     #[arg(long, value_name = "NUMBER")]
     system_identifier: Option<SystemIdentifier>,
+    /// Take this for the present time
+    #[arg(long, value_name = "TIME", hide = true)]
+    now: Option<Timestamp>,
 }
 
-/// Runs the command.
-pub fn run(global: &Global, args: &Args) -> Result<()> {
+/// Runs the command and returns its exit code.
+pub fn run(global: &Global, args: &Args) -> Result<u8> {
+    let result = report(global, args);
+    match result {
+        Err(error) if args.monitor => {
+            println!("UNKNOWN: {error}");
+            Ok(UNKNOWN)
+        }
+        result => result,
+    }
+}
+
+fn report(global: &Global, args: &Args) -> Result<u8> {
     let config = Config::load(global.config.as_deref())?;
     let repositories = setup::repositories(&config)?;
     let index = setup::index_or_memory(&config);
-    // A host that only archives has no identity, and one that is named but not readable is no reason to say nothing.
-    let opener = setup::opener(&config).unwrap_or_else(|error| {
-        tracing::warn!("{error}");
-        crate::codec::Opener::without_identity()
-    });
-    let sysid = setup::cluster_identifier(&config, &repositories, args.system_identifier)?;
-    let found = status(&config.cluster, sysid, &config.data_dir, &repositories, &opener, &index)?;
+    let now = args.now.unwrap_or_else(Timestamp::now);
+    let judged = judge::look(&config, &repositories, args.system_identifier, &index, now)?;
+    let (found, verdict) = (&judged.status, &judged.verdict);
     match args.output {
-        Format::Json => json(&found)?,
-        Format::Text => print!("{}", text(&found)),
+        Format::Json => json(&judged)?,
+        Format::Text if args.monitor => {
+            let acknowledge = judge::acknowledge(&config);
+            println!("{verdict} | {}", performance(found, acknowledge, &config.status, now));
+            print!("{}{}", reasons(verdict), text(found));
+        }
+        Format::Text => print!("{}\n{}{verdict}\n", text(found), reasons(verdict)),
+    }
+    if args.monitor {
+        judge::tell(&config, &index, &judged);
+        return Ok(verdict.verdict.exit_code());
     }
     if found.repositories.iter().all(|repository| repository.problem.is_some()) {
         return Err(
             Error::new(Kind::Repository, "no repository can be used").with_hint("the reasons stand above")
         );
     }
-    Ok(())
+    Ok(0)
+}
+
+/// Returns a line for each reason, with what to do.
+fn reasons(verdict: &Verdict) -> String {
+    let line = |reason: &crate::upkeep::verdict::Reason| {
+        format!("{} {}: {}; hint: {}\n", reason.level.word(), reason.rule, reason.text, reason.hint)
+    };
+    verdict.reasons.iter().map(line).collect()
+}
+
+/// Returns what Nagios calls performance data: `label=value;warning;critical`.
+fn performance(status: &Status, acknowledge: usize, thresholds: &Thresholds, now: Timestamp) -> String {
+    let mut data = Vec::new();
+    if let Some(newest) = status.backups.first() {
+        let seconds = age(now, newest.stop_time).as_secs();
+        data.push(format!("backup_age={seconds}s;;{}", thresholds.backup_age.as_secs()));
+    }
+    if status.pg_wal_read {
+        let seconds = oldest_unarchived(status, acknowledge).map_or(0, |oldest| age(now, oldest).as_secs());
+        let (warning, critical) = (thresholds.unarchived_warning, thresholds.unarchived_critical);
+        data.push(format!("unarchived={seconds}s;{};{}", warning.as_secs(), critical.as_secs()));
+    }
+    let down = status.repositories.iter().filter(|repository| repository.problem.is_some()).count();
+    data.push(format!("repositories_down={down};0"));
+    data.push(format!("backups={}", status.backups.len()));
+    data.join(" ")
 }
 
 /// Returns what there is to say of a repository beside its row: why it cannot be used, and what it lacks.

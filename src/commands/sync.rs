@@ -1,14 +1,14 @@
 //! `walden sync`: copies what a repository lacks.
 
 use super::output::{Format, bytes, count, json};
-use super::{Global, setup};
+use super::{Global, operation, setup};
 use crate::config::Config;
 use crate::kind::Result;
 use crate::postgres::SystemIdentifier;
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::upkeep::expire::wanted;
-use crate::upkeep::sync::{Task, mend, plan, run as copy};
+use crate::upkeep::sync::{Outcome, Task, mend, plan, run as copy};
 
 /// Copy what a repository lacks from one that has it
 ///
@@ -62,13 +62,19 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         println!("{} objects to copy, {}", tasks.len(), bytes(total));
         return Ok(());
     }
-    let operation = index.log_start("sync", &format!("{} objects", tasks.len()));
-    let progress = Progress::new();
-    let outcome = super::progress::while_shown(&progress, "sync", || {
-        copy(&tasks, &stamps, sysid, usize::from(args.parallel), &index, &progress)
-    });
-    let first = outcome.failed.first().cloned();
-    index.log_end(operation, &first.clone().map_or(Ok(()), Err));
+    operation::run(&config, &index, "sync", &count(tasks.len(), "object"), |details| {
+        let progress = Progress::new();
+        let outcome = super::progress::while_shown(&progress, "sync", || {
+            copy(&tasks, &stamps, sysid, usize::from(args.parallel), &index, &progress)
+        });
+        details.note("copied", outcome.copied);
+        details.note("bytes", outcome.bytes);
+        details.note("failed", outcome.failed.len());
+        report(args, &tasks, outcome)
+    })
+}
+
+fn report(args: &Args, tasks: &[Task<'_>], outcome: Outcome) -> Result<()> {
     if args.output == Format::Json {
         json(&outcome)?;
     } else if tasks.is_empty() {
@@ -76,7 +82,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     } else {
         println!("Copied {} objects, {}", outcome.copied, bytes(outcome.bytes));
     }
-    match first {
+    match outcome.failed.first().cloned() {
         Some(error) => Err(error.context(format!(
             "{} of {} objects could not be copied",
             outcome.failed.len(),

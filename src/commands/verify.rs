@@ -2,7 +2,7 @@
 
 use super::events::moment;
 use super::output::{Format, bytes, count, json};
-use super::{Global, setup};
+use super::{Global, operation, setup};
 use crate::codec::Opener;
 use crate::config::{Config, Encryption, parse_duration};
 use crate::kind::{Error, Kind, Result};
@@ -90,16 +90,17 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         pg_wal: &pg_wal,
         event_rows: config.archive.event_rows,
     };
-    let operation = index.log_start("verify", &detail(args, &repositories));
-    let progress = Progress::new();
-    let report = super::progress::while_shown(&progress, "verify", || verify(&request, &index, &progress));
-    let judgement = judge(&report, args);
-    index.log_end(operation, &judgement);
-    match args.output {
-        Format::Json => json(&report)?,
-        Format::Text => print!("{}", text(&report)),
-    }
-    judgement
+    operation::run(&config, &index, "verify", &detail(args, &repositories), |details| {
+        let progress = Progress::new();
+        let report =
+            super::progress::while_shown(&progress, "verify", || verify(&request, &index, &progress));
+        details.note("problems", report.problems());
+        match args.output {
+            Format::Json => json(&report)?,
+            Format::Text => print!("{}", text(&report)),
+        }
+        judge(&report, args)
+    })
 }
 
 /// Returns what decrypts. Without `--deep` there need be no identity.

@@ -34,11 +34,16 @@ pub enum DigestLine {
     Relation(RelationName),
 }
 
+/// How many names of relations one digest tells at most: a million must not fill memory.
+const NAMES: usize = 50_000;
+
 /// What no digest tells yet.
 #[derive(Debug, Default)]
 pub struct Undigested {
     /// What is to be told.
     pub lines: Vec<DigestLine>,
+    /// Whether there are more names than one digest takes.
+    pub more: bool,
     /// The last of the rows, which are marked once it is told.
     events: i64,
     segments: Vec<i64>,
@@ -56,7 +61,8 @@ impl Index {
         Ok(sql(read, "count what is not digested")?.cast_unsigned())
     }
 
-    /// Returns what no digest tells yet.
+    /// Returns what no digest tells yet, with at most 50,000 names of relations; nothing while no segment was read since
+    /// the last digest.
     pub fn undigested(&self, sysid: SystemIdentifier) -> Result<Undigested> {
         let read = || -> rusqlite::Result<Undigested> {
             let transaction = self.connection.unchecked_transaction()?;
@@ -107,15 +113,29 @@ impl Index {
                     Ok(DigestLine::Database(DatabaseName { oid: row.get(0)?, name: row.get(1)?, seen }))
                 },
             )?);
-            found.lines.extend(self.lines(
-                &format!("SELECT {RELATION} FROM relation_name WHERE sysid = ? AND digested = 0"),
-                &id,
-                |row| relation_at(row).map(DigestLine::Relation),
-            )?);
+            self.add_names(&mut found, &id)?;
             transaction.commit()?;
             Ok(found)
         };
         sql(read(), "read what is not digested")
+    }
+
+    /// Returns the names of relations that no digest tells yet, at most 50,000.
+    pub fn undigested_names(&self, sysid: SystemIdentifier) -> Result<Undigested> {
+        let mut found = Undigested::default();
+        sql(self.add_names(&mut found, &sysid.to_string()), "read what is not digested")?;
+        Ok(found)
+    }
+
+    fn add_names(&self, found: &mut Undigested, sysid: &str) -> rusqlite::Result<()> {
+        let names = self.lines(
+            &format!("SELECT {RELATION} FROM relation_name WHERE sysid = ? AND digested = 0 LIMIT {NAMES}"),
+            sysid,
+            |row| relation_at(row).map(DigestLine::Relation),
+        )?;
+        found.more = names.len() == NAMES;
+        found.lines.extend(names);
+        Ok(())
     }
 
     fn lines<T>(

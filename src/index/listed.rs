@@ -4,6 +4,7 @@ use super::{HeldChunk, Index, RepositoryStamp, now_us, sql};
 use crate::kind::Result;
 use crate::postgres::{SystemIdentifier, WalSegmentName, WalSegmentSize};
 use rusqlite::params;
+use std::collections::BTreeSet;
 
 /// A WAL file that a repository listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +75,9 @@ impl Index {
             let size = WalSegmentSize::new(u32::try_from(file.size).ok()?).ok()?;
             Some((segment.timeline, segment.number(size), file.stored_size, file.stored_at))
         }));
-        self.replace_held_wal(sysid, repository, &before, &chunks)
+        self.replace_held_wal(sysid, repository, &before, &chunks)?;
+        // Of these it was not told; they are looked for anew.
+        self.replace_held_backups(sysid, repository, &BTreeSet::new())
     }
 }
 

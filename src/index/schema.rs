@@ -20,6 +20,8 @@ const VERSIONS: &[&str] = &[
     super::reading::SCHEMA,
     super::held::SCHEMA,
     super::verified::SCHEMA,
+    super::operations::COLUMNS,
+    super::notifications::SCHEMA,
 ];
 
 const ARCHIVED: &str = "

@@ -177,7 +177,9 @@ impl<'r> Catalog<'r> {
             for id in ids {
                 folders.entry(id).or_default().push(repository);
             }
-            histories.into_iter().for_each(|object| catalog.add_history(repository, object));
+            for object in histories {
+                catalog.add_history(repository, object);
+            }
         }
         let ids: Vec<String> = folders.keys().cloned().collect();
         let chosen = choose(&ids);
@@ -216,7 +218,9 @@ impl<'r> Catalog<'r> {
             unread: BTreeSet::new(),
             histories: BTreeMap::new(),
         };
-        histories.into_iter().for_each(|(repository, object)| catalog.add_history(repository, object));
+        for (repository, object) in histories {
+            catalog.add_history(repository, object);
+        }
         catalog
     }
 

@@ -88,6 +88,7 @@ mod tests {
             started,
             finished: Some(Timestamp::from_second(seconds).unwrap()),
             outcome: Some(outcome.into()),
+            ..Operation::default()
         }
     }
 

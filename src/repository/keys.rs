@@ -89,6 +89,16 @@ impl ClusterKeys {
         format!("{}pin/", self.root)
     }
 
+    /// Returns the folder of what `check` writes, ending in `/`.
+    pub fn probes(&self) -> String {
+        format!("{}check/", self.root)
+    }
+
+    /// Returns the key of the object with which `check` tries out what it may do.
+    pub fn probe(&self) -> String {
+        format!("{}probe", self.probes())
+    }
+
     /// Returns the folder of one backup, ending in `/`.
     pub fn backup(&self, id: &str) -> String {
         format!("{}backup/{id}/", self.root)

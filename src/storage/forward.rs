@@ -64,6 +64,10 @@ macro_rules! forward {
                 (**self).free_space()
             }
 
+            fn writes_conditionally(&self) -> bool {
+                (**self).writes_conditionally()
+            }
+
             fn probe(&self, deadline: &Deadline) -> Result<()> {
                 (**self).probe(deadline)
             }

@@ -17,7 +17,7 @@ pub mod faulty;
 
 pub use fs::FsStorage;
 pub use retry::Retry;
-pub use s3::{S3Options, S3Storage};
+pub use s3::{S3Options, S3Storage, post_json};
 pub use upload::{PART_SIZE, Upload};
 
 use bytes::Bytes;
@@ -78,6 +78,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Returns how many bytes can still be stored; none where the store sets no such bound, or does not say.
     fn free_space(&self) -> Option<u64> {
         None
+    }
+
+    /// Returns whether a write itself fails where its key is taken; else the store is asked first, and two writers may meet.
+    /// It is known after the first write.
+    fn writes_conditionally(&self) -> bool {
+        true
     }
 
     /// Returns whether the root is there: the directory exists, the bucket answers. Does not say whether any

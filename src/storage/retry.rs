@@ -162,6 +162,10 @@ impl<S: Storage> Storage for Retry<S> {
         self.attempt(deadline, || self.inner.tidy(prefix, deadline))
     }
 
+    fn writes_conditionally(&self) -> bool {
+        self.inner.writes_conditionally()
+    }
+
     fn free_space(&self) -> Option<u64> {
         self.inner.free_space()
     }

@@ -3,7 +3,7 @@
 
 use super::expire::in_parallel;
 use crate::codec::{Opener, Sealer};
-use crate::index::{DigestLine, Index, IndexHandle};
+use crate::index::{DigestLine, Index, IndexHandle, Undigested};
 use crate::kind::{Context, Error, Result};
 use crate::postgres::SystemIdentifier;
 use crate::repository::{ClusterKeys, Repository, digest_key, list_digests, read_digest, ship};
@@ -42,7 +42,22 @@ fn try_write(
     sealer: &Sealer,
     index: &IndexHandle,
 ) -> Result<()> {
-    let Some(told) = index.run(|index| index.undigested(sysid)) else { return Ok(()) };
+    let mut next = index.run(|index| index.undigested(sysid));
+    while let Some(told) = next.filter(|told| !told.lines.is_empty()) {
+        write_one(keys, sysid, to, sealer, index, &told)?;
+        next = if told.more { index.run(|index| index.undigested_names(sysid)) } else { None };
+    }
+    Ok(())
+}
+
+fn write_one(
+    keys: &ClusterKeys,
+    sysid: SystemIdentifier,
+    to: &[&Repository],
+    sealer: &Sealer,
+    index: &IndexHandle,
+    told: &Undigested,
+) -> Result<()> {
     let mut text = Vec::new();
     for line in &told.lines {
         serde_json::to_writer(&mut text, line).context("write a digest")?;
@@ -53,8 +68,10 @@ fn try_write(
     if let (true, Some((_, error))) = (outcome.stored.is_empty(), outcome.failed.into_iter().next()) {
         return Err(error);
     }
-    index.run(|index| index.mark_digested(sysid, &told));
-    Ok(())
+    // Else the same would be told again and again.
+    index
+        .run(|index| index.mark_digested(sysid, told))
+        .ok_or_else(|| Error::other("the index took no note of it"))
 }
 
 /// Takes what the digests in `repositories` tell into the index, oldest first, each from the first repository that has a
@@ -109,7 +126,7 @@ fn parse(text: &[u8]) -> Result<Vec<DigestLine>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::{ArchivedRow, DatabaseName, EventFilter, Fingerprint, SegmentFacts};
+    use crate::index::{ArchivedRow, DatabaseName, EventFilter, Fingerprint, RelationName, SegmentFacts};
     use crate::storage::FsStorage;
     use std::sync::Arc;
     use std::time::Duration;
@@ -166,5 +183,49 @@ mod tests {
         assert_eq!(new.database_names(sysid, 5).unwrap()[0].name, "app");
         assert!(new.events(sysid, &EventFilter::default()).unwrap().is_empty());
         assert_eq!(parse(b"{\"later\":1}\n").unwrap(), []);
+    }
+
+    #[test]
+    fn very_many_names_go_into_several_digests() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository =
+            Repository::new("a", Arc::new(FsStorage::new(dir.path().to_owned())), Duration::from_secs(5));
+        let sysid = SystemIdentifier(7);
+        let keys = ClusterKeys::new("main", sysid);
+        let index = IndexHandle::open(&dir.path().join("index/i"));
+        let named = |oid: u32| RelationName {
+            database: 5,
+            oid,
+            tablespace: 1663,
+            filenode: oid,
+            kind: 'r',
+            name: format!("public.t{oid}"),
+            seen: (1, 1),
+        };
+        let relations: Vec<RelationName> = (20_000..70_001).map(named).collect();
+        index.run(|index| index.record_names(sysid, &[], &relations)).unwrap();
+        let write = |name| {
+            let segment = ArchivedRow {
+                sysid,
+                name,
+                crc: 1,
+                fingerprint: Fingerprint { device: 1, inode: 1, size: 16, mtime_ns: 5, ctime_ns: 6 },
+                stored_size: None,
+                facts: Some(&SegmentFacts::default()),
+                copies: &[],
+                lacking: Vec::new(),
+            };
+            index.run(|index| index.record_archived(&[segment])).unwrap();
+            write_digest(&keys, sysid, &[&repository], &Sealer::unencrypted(), &index, true);
+            list_digests(&repository, &keys, &repository.deadline()).unwrap().len()
+        };
+        assert_eq!(write("000000010000000000000001"), 2, "50,001 names");
+        assert_eq!(write("000000010000000000000002"), 3, "they are told once");
+
+        let new = Index::open(&dir.path().join("new")).unwrap();
+        take_digests(&keys, sysid, &[&repository], &Opener::without_identity(), &new).unwrap();
+        for oid in [20_000, 70_000] {
+            assert_eq!(new.relations_of_oid(sysid, 5, oid).unwrap(), [named(oid)]);
+        }
     }
 }

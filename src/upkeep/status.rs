@@ -57,6 +57,8 @@ pub struct RepositoryStatus {
     pub reachable: bool,
     /// Why it cannot be used; none if it can.
     pub problem: Option<String>,
+    /// When the cluster was set up in it.
+    pub created: Option<Timestamp>,
     /// The number of WAL segments in it.
     pub segments: u64,
     /// The bytes that they take there.
@@ -164,6 +166,7 @@ pub fn status(
         };
         let (lacking, holds): (BTreeSet<WalSegmentName>, Box<dyn Fn(WalSegmentName) -> bool>) = match look {
             Ok(held) => {
+                row.created = Some(held.file.created);
                 let size = held.file.wal_segment_size;
                 row.behind = everywhere.difference_len(&held.segments);
                 row.segments = held.segments.len();

@@ -1,7 +1,9 @@
 //! What was typed wrong gets one clear line and the right code, in every command.
 
+use std::fs;
 use std::path::Path;
 
+use crate::support::tools::{self, run_program};
 use crate::support::user::WorkDir;
 use crate::support::{Finished, Walden};
 
@@ -66,12 +68,51 @@ fn a_configuration_with_a_fault_names_the_line_and_the_nearest_key() {
 }
 
 #[test]
-fn help_has_an_example_and_version_is_told() {
+fn version_tells_commit_and_what_the_build_can_do() {
     let walden = Walden::bare();
-    for command in ["init", "archive-push", "archive-get", "base-backup", "recover", "status", "list"] {
-        let finished = walden.run(&[command, "--help"]).ok();
-        assert!(finished.stdout.contains("Example"), "{finished}");
+    let long = walden.run(&["--version"]).ok().stdout;
+    assert!(long.starts_with("walden "), "{long}");
+    for part in ["commit:", "PostgreSQL:   14 to 18", "s3://", "age"] {
+        assert!(long.contains(part), "{part}: {long}");
     }
-    assert!(walden.run(&["--version"]).ok().stdout.starts_with("walden "));
+    assert_eq!(walden.run(&["-V"]).ok().stdout.lines().count(), 1);
     assert!(walden.run(&[]).expect_code(2).stderr.contains("Usage"));
+}
+
+#[test]
+fn completions_know_the_commands_and_the_shells_read_them() {
+    let walden = Walden::bare();
+    for shell in ["bash", "zsh", "fish"] {
+        let text = walden.run(&["completions", shell]).ok().stdout;
+        for part in ["base-backup", "archive-push", "until"] {
+            assert!(text.contains(part), "{shell}: {part}");
+        }
+        assert!(!text.contains("archive-prefetch"), "hidden commands are not offered");
+        if let Some(program) = tools::program(shell) {
+            let work = WorkDir::new();
+            let file = work.write("completions", text).display().to_string();
+            run_program(program, ["-n", file.as_str()]).ok();
+        }
+    }
+    walden.run(&["completions", "cobol"]).expect_code(2);
+}
+
+#[test]
+fn there_is_a_manual_page_for_every_command() {
+    let work = WorkDir::new();
+    let dir = work.join("man/man1");
+    Walden::bare().run(&["man", &dir.display().to_string()]).ok();
+    for name in ["walden.1", "walden-recover.1", "walden-index-rebuild.1", "walden-man.1"] {
+        let page = fs::read_to_string(dir.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(page.contains(".SH NAME") && page.contains("EXAMPLES"), "{name}: {page}");
+    }
+    assert!(!dir.join("walden-archive-prefetch.1").exists(), "a hidden command has no page");
+    let page = fs::read_to_string(dir.join("walden-recover.1")).expect("read");
+    assert!(page.contains("\n  walden recover \\-\\-until"), "an example is a line of its own: {page}");
+    walden_cannot_write(&dir.join("walden.1/below"));
+}
+
+#[track_caller]
+fn walden_cannot_write(dir: &Path) {
+    one_line(&Walden::bare().run(&["man", &dir.display().to_string()]), 1);
 }

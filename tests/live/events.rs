@@ -229,6 +229,7 @@ live_test!(
         assert!(site.cluster.log().contains(&format!("WAL segment \"{segment}\" has a bad record at ")), "{}", site.cluster.log());
         let status = site.walden.run(&["status"]).ok();
         assert!(status.stdout.contains(&format!("CRITICAL: WAL segment {segment} has a bad record")), "{status}");
+        assert!(status.stdout.contains("CRITICAL bad-wal: "), "{status}");
         assert!(status.stdout.contains("BAD WAL"), "{status}");
 
         site.walden.run(&["base-backup", "--fast"]).ok();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::support::user::WorkDir;
-use crate::support::{Cluster, ClusterOptions, Site, Walden, live_test};
+use crate::support::{Cluster, ClusterOptions, Site, Walden, live_test, tools};
 
 live_test!(
     fn init_reads_a_server_that_is_down_and_prints_settings_that_work(pg: Installation) {
@@ -126,5 +126,59 @@ live_test!(
         }
         let elsewhere = ["init", "--data-dir", "/nonexistent", "--state-dir", &state, "--repository", &good];
         walden.run(&elsewhere).expect_code(7);
+    }
+);
+
+live_test!(
+    [15, 18]
+    fn on_a_terminal_it_asks_tries_each_repository_out_and_says_what_is_next(pg: Installation) {
+        let mut cluster = Cluster::start_new(&pg, &ClusterOptions::default());
+        let work = WorkDir::new();
+        let config = work.join("walden.toml");
+        let walden = Walden::new(&config);
+        let command = walden.command_line(&format!("init --state-dir {}", work.join("state").display()));
+        let (data_dir, repository) = (cluster.data_dir().display(), work.join("repo"));
+        // Two answers that do not go, then good ones; no second repository; yes.
+        let answers =
+            format!("/nonexistent\n{data_dir}\nfile:///nonexistent/a/b\n{}\n\ny\n", repository.display());
+        let answers = work.write("answers", answers);
+        let script = format!("script -qec '{command}' /dev/null <{}", answers.display());
+        let finished = tools::run_script(&script).ok();
+        for part in [
+            &format!("PostgreSQL {}, port {}, {data_dir} (runs)", pg.major, cluster.port()),
+            "That does not go",
+            "above it must be there",
+            "is ready for cluster \"main\"",
+            "A second place",
+            "must be restarted before archiving works",
+            "1. restart the server: pg_ctl -D",
+            "2. take a base backup: ",
+        ] {
+            assert!(finished.stdout.contains(part), "{part}: {finished}");
+        }
+        let questions = finished.stdout.matches("]: ").count() + finished.stdout.matches("for none: ").count();
+        assert_eq!(questions, 6, "four questions, two of them twice: {finished}");
+        cluster.restart();
+        let segment = cluster.switch_wal();
+        cluster.wait_archived(&segment);
+        walden.run(&["base-backup", "--fast"]).ok();
+        assert!(fs::read_to_string(&config).expect("read").contains("port="), "it knows how to reach the server");
+    }
+);
+
+live_test!(
+    [15]
+    fn without_answers_nothing_is_changed(pg: Installation) {
+        let cluster = Cluster::start_new(&pg, &ClusterOptions::default());
+        let work = WorkDir::new();
+        let config = work.join("walden.toml");
+        let command = Walden::new(&config).command_line("init");
+        let answers = work.write("answers", format!("{}\n", cluster.data_dir().display()));
+        // The end of the file comes where the second answer should.
+        let script = format!("script -qec '{command}' /dev/null <{} || echo code $?", answers.display());
+        let finished = tools::run_script(&script);
+        assert!(finished.stdout.contains("were not answered") && finished.stdout.contains("code 2"), "{finished}");
+        assert!(!config.exists());
+        assert_eq!(cluster.psql("SHOW archive_command"), "(disabled)");
     }
 );

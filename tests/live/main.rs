@@ -8,15 +8,23 @@
 
 mod archive;
 mod backup;
+mod check;
 mod cli;
 mod crash;
 mod demo;
+mod docs;
 mod doubt;
 mod events;
 mod expire;
 mod histories;
 mod init;
 mod large;
+#[path = "../markdown/mod.rs"]
+mod markdown;
+mod monitor;
+mod notify;
+mod oplog;
+mod packaging;
 mod prefetch;
 mod recover;
 mod reports;

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::support::site::walk;
 use crate::support::{Entry, Ledger, Site, live_test};
 
 live_test!(
@@ -124,5 +125,62 @@ live_test!(
         site.archive_a_segment();
         let synced = status();
         assert_eq!((oldest(&synced, 0), oldest(&synced, 1)), (None, None), "{synced}");
+    }
+);
+
+live_test!(
+    [15, 18]
+    fn on_a_machine_without_an_index_the_repositories_tell_it_all(pg: Installation) {
+        let site = Site::new(&pg);
+        Ledger::create(&site.cluster);
+        site.walden.run(&["base-backup", "--fast"]).ok();
+        Ledger::add(&site.cluster);
+        site.archive_a_segment();
+        let reports = || {
+            let run = |arguments: &[&str]| -> serde_json::Value {
+                let finished = site.walden.run(&[arguments, &["--output", "json"]].concat()).ok();
+                serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished}"))
+            };
+            let status = run(&["status"]);
+            (status["windows"].clone(), status["repositories"].clone(), run(&["list"]), run(&["list", "wal"]))
+        };
+        let with = reports();
+        assert_eq!(with.0[0]["to_is_commit"], true, "{with:?}");
+        fs::rename(site.work.join("state/main"), site.work.join("another-host")).expect("rename");
+        assert_eq!(reports(), with);
+        assert!(!site.work.join("state/main").exists(), "nothing is left behind");
+        let plan = site.walden.run(&["recover", "--until", "latest", "--plan"]).ok();
+        assert!(plan.stdout.contains("last commit"), "{plan}");
+    }
+);
+
+live_test!(
+    [15]
+    fn what_another_host_removes_at_the_beginning_and_of_backups_is_noticed(pg: Installation) {
+        let site = Site::new(&pg);
+        let first = site.archive_a_segment();
+        for _ in 0..2 {
+            site.walden.run(&["base-backup", "--fast"]).ok();
+        }
+        site.archive_a_segment();
+        let status = || -> serde_json::Value {
+            let finished = site.walden.run(&["status", "--output", "json"]).ok();
+            serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished}"))
+        };
+        let before = status();
+        assert_eq!(before, status(), "asked again it says the same");
+        for object in site.wal_objects("replica", &first) {
+            fs::remove_file(object).expect("remove");
+        }
+        let oldest = before["backups"][1]["id"].as_str().expect("an id").to_owned();
+        let mut files = Vec::new();
+        walk(&site.repository("replica"), &mut files);
+        for file in files.iter().filter(|file| file.to_string_lossy().contains(&oldest)) {
+            fs::remove_file(file).expect("remove");
+        }
+        let after = status();
+        assert_eq!(after["repositories"][1]["behind"], 1, "{after}");
+        assert_eq!(after["repositories"][1]["backups"], 1, "{after}");
+        assert_eq!(after["backups"][1]["repositories"], serde_json::json!(["primary"]), "{after}");
     }
 );

@@ -74,6 +74,7 @@ live_test!(
         site.get(&name, &[]).0.ok();
         let status = site.walden.run(&["status"]).ok();
         assert!(status.stdout.contains("DAMAGED") && status.stdout.contains(&name), "{status}");
+        assert!(status.stdout.contains("WARNING damaged-objects: 1 object is damaged"), "{status}");
         site.walden.run(&["sync"]).ok();
         assert!(fs::read(&object).expect("read") == good, "the copy of the other repository");
         let status = site.walden.run(&["status"]).ok();

@@ -3,7 +3,7 @@
 mod text;
 
 use super::output::{Format, json};
-use super::{Global, setup};
+use super::{Global, operation, setup};
 use crate::codec::Opener;
 use crate::config::Config;
 use crate::durable;
@@ -102,7 +102,35 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     let opener = setup::opener(&config)?;
     let index = setup::index(&config);
     let repositories: Vec<&Repository> = repositories.iter().collect();
-    probe(&repositories, &config, &index)?;
+    let case = Case { config: &config, repositories: &repositories, opener: &opener, index: &index };
+    if args.plan {
+        return recover(&case, args, target, action, None);
+    }
+    let subject =
+        format!("--until {target} to {}", args.data_dir.as_deref().unwrap_or(Path::new("")).display());
+    operation::run(&config, &index, "recover", &subject, |details| {
+        details.note("target", target.to_string());
+        recover(&case, args, target, action, Some(details))
+    })
+}
+
+/// What a recovery is planned from.
+struct Case<'a> {
+    config: &'a Config,
+    repositories: &'a [&'a Repository],
+    opener: &'a Opener,
+    index: &'a IndexHandle,
+}
+
+fn recover(
+    case: &Case<'_>,
+    args: &Args,
+    target: Target,
+    action: Action,
+    details: Option<&operation::Details<'_>>,
+) -> Result<()> {
+    let Case { config, repositories, opener, index } = *case;
+    probe(repositories, config, index)?;
     let request = Request {
         cluster: config.cluster.clone(),
         target,
@@ -111,11 +139,11 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         backup: args.backup.clone(),
         through: args.through.clone(),
     };
-    for sysid in system_identifiers(&repositories, &config.cluster)?.keys() {
-        fill_if_bare(&config.cluster, *sysid, &repositories, &opener, &index);
+    for sysid in system_identifiers(repositories, &config.cluster)?.keys() {
+        fill_if_bare(&config.cluster, *sysid, repositories, opener, index);
     }
-    let plan = plan(&request, &repositories, &opener, &index)?;
-    let estimate = Estimate::of(&plan, &index);
+    let plan = plan(&request, repositories, opener, index)?;
+    let estimate = Estimate::of(&plan, index);
     if args.output == Format::Json && args.plan {
         let mut value = serde_json::to_value(&plan).context("write JSON")?;
         value["expected_time"] = serde_json::to_value(estimate).context("write JSON")?;
@@ -135,21 +163,17 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     }
     let data_dir = args.data_dir.as_deref().unwrap_or(Path::new(""));
     let data_dir = durable::absolute(data_dir).context("--data-dir")?;
-    let operation = index.log_start("recover", &format!("--until {} to {}", plan.target, data_dir.display()));
-    let recovery = Recovery {
-        config: &config,
-        args,
-        action,
-        plan: &plan,
-        data_dir: &data_dir,
-        repositories: &repositories,
-        opener: &opener,
-        index: &index,
-        show: &show,
-    };
-    let result = recovery.carry_out();
-    index.log_end(operation, &result);
-    result
+    if let Some(details) = details {
+        details.subject(&format!("--until {} to {}", plan.target, data_dir.display()));
+        details.note("data_dir", data_dir.display().to_string());
+        details.note("backup", plan.backup.clone());
+        details.note("take_over", args.take_over);
+        details.note("delta", args.delta);
+        details.note("started", args.start);
+    }
+    let data_dir = &data_dir;
+    Recovery { config, args, action, plan: &plan, data_dir, repositories, opener, index, show: &show }
+        .carry_out()
 }
 
 fn check(args: &Args, target: &Target) -> Result<Action> {
@@ -419,10 +443,19 @@ fn free_port_from(options: &StartOptions, port: u16) -> Result<u16> {
     for candidate in port..port.saturating_add(1000) {
         let taken = std::net::TcpListener::bind(("127.0.0.1", candidate)).is_err();
         let socket = Path::new(&dir).join(format!(".s.PGSQL.{candidate}"));
-        if !taken && (dir.is_empty() || !socket.exists()) {
+        if !taken && (dir.is_empty() || !is_listened_to(&socket)) {
             return Ok(candidate);
         }
     }
     Err(Error::new(Kind::Server, format!("no free port from {port} onward"))
         .with_hint("give one with --port"))
+}
+
+/// Returns whether a server may listen there. One that crashed leaves its socket behind, which refuses and which the next server removes.
+fn is_listened_to(socket: &Path) -> bool {
+    use std::io::ErrorKind;
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+    }
 }

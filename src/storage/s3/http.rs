@@ -74,6 +74,17 @@ impl Http {
     pub(super) fn new(ca_file: Option<PathBuf>) -> Self {
         Self(Arc::new(Inner { ca_file, plain: OnceLock::new(), tls: OnceLock::new() }))
     }
+
+    /// Sends a request that is none of the SDK's and returns the status of the answer.
+    pub(super) async fn send(&self, mut request: http::Request<SdkBody>) -> Result<u16, BoxError> {
+        let response = if request.uri().scheme_str() == Some("https") {
+            self.0.tls()?.request(request).await?
+        } else {
+            add_proxy_credentials(&mut request);
+            self.0.plain().request(request).await?
+        };
+        Ok(response.status().as_u16())
+    }
 }
 
 impl Inner {

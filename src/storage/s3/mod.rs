@@ -2,11 +2,12 @@
 //!
 //! Here are the calls of [`Storage`]; `put.rs` has the create-only write, `upload.rs` that in parts, `reader.rs` an object's bytes, `errors.rs`
 //! what answers mean, `client.rs` the SDK's set-up and its runtime, `http.rs` and `watch.rs` the connections and how
-//! long they may stall. Retries are not here: see [`super::Retry`].
+//! long they may stall, and `post.rs` a request to others than stores. Retries are not here: see [`super::Retry`].
 
 mod client;
 mod errors;
 mod http;
+mod post;
 mod put;
 mod reader;
 mod upload;
@@ -30,6 +31,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::sync::OnceCell;
 use watch::Watch;
+
+pub use post::post_json;
 
 /// The most keys that S3 lists in one answer.
 const PAGE: usize = 1000;
@@ -372,6 +375,10 @@ impl Storage for S3Storage {
         names.sort();
         names.dedup();
         Ok(names)
+    }
+
+    fn writes_conditionally(&self) -> bool {
+        !self.no_conditions.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn delete(&self, key: &str, deadline: &Deadline) -> Result<()> {

@@ -66,6 +66,14 @@ impl Moto {
         self.put(&format!("/{bucket}?versioning"), &[], body);
     }
 
+    /// From now on each request has to be signed by a user of the server's IAM whose policies allow it. Conditions are not looked at.
+    #[track_caller]
+    pub fn enforce_policies(&self) {
+        let headers = [("Content-Type", "text/plain")];
+        let (status, answer) = http::request(&self.address, "POST", "/moto-api/reset-auth", &headers, "0");
+        assert!(status == 200, "moto answered {status}: {answer}");
+    }
+
     #[track_caller]
     fn put(&self, path: &str, headers: &[(&str, &str)], body: &str) {
         // moto reads the service's name from the signature and does not check it.

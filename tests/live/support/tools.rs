@@ -98,6 +98,11 @@ pub fn lz4() -> Option<PathBuf> {
     require(program("lz4"), "lz4")
 }
 
+/// Returns Prometheus's `promtool`, or says that the test is skipped.
+pub fn promtool() -> Option<PathBuf> {
+    require(super::cached("bin/promtool").or_else(|| program("promtool")), "promtool")
+}
+
 /// Returns `tar`, or says that the test is skipped.
 pub fn tar() -> Option<PathBuf> {
     require(program("tar"), "tar")

@@ -1,7 +1,7 @@
 //! Buckets and objects in memory, and what is checked before anything gets in.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -42,6 +42,8 @@ pub(super) struct Contents {
     pub(super) buckets: BTreeMap<String, BTreeMap<String, Object>>,
     pub(super) uploads: BTreeMap<String, Upload>,
     pub(super) uploads_ever: u64,
+    /// How far the store's clock is behind.
+    pub(super) behind: Duration,
 }
 
 impl Contents {

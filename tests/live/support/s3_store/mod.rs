@@ -214,6 +214,11 @@ impl S3Store {
         lock(&self.shared.behaviour).conditions = conditions;
     }
 
+    /// Sets the store's clock back, for all objects.
+    pub fn set_clock_behind(&self, by: Duration) {
+        lock(&self.shared.contents).behind = by;
+    }
+
     /// Limits the pages of listings, so that a few objects already need several.
     pub fn set_page_limit(&self, keys: usize) {
         lock(&self.shared.behaviour).page_limit = Some(keys);

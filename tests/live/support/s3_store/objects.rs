@@ -38,6 +38,7 @@ impl Objects {
     ) -> S3Result<()> {
         let conditions = lock(&self.shared.behaviour).conditions;
         let mut contents = lock(&self.shared.contents);
+        let object = Object { modified: object.modified - contents.behind, ..object };
         let objects = contents.bucket(bucket)?;
         if condition.is_some() {
             match conditions {
