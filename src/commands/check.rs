@@ -69,7 +69,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         }
     }
     // Into the log, if there is one, and what waits to be told goes out.
-    match load(global) {
+    match Config::load(global.config.as_deref()) {
         Ok(config) if config.index_path().exists() => {
             let index = setup::index(&config);
             operation::run(&config, &index, "check", "", |_| result)

@@ -33,14 +33,15 @@ pub(super) fn look(visit: &Visit<'_>, backups: &[BackupSummary], held: &Held) ->
         let request = visit.request;
         let read = || history_of(&catalog, *timeline, request.opener, request.pg_wal, visit.index);
         // A bad transfer is not a bad object.
-        let history = match read().or_else(|_| read()) {
-            Ok(history) => history,
-            Err(error) if error.kind() == Kind::Corrupt => {
-                visit.wrong(Wrong::Content, Subject::History(*timeline), None, error.message());
-                TimelineHistory::root(*timeline)
-            }
-            Err(error) => return Err(error),
-        };
+        let history =
+            match read().or_else(|error| if error.kind() == Kind::Corrupt { read() } else { Err(error) }) {
+                Ok(history) => history,
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    visit.wrong(Wrong::Content, Subject::History(*timeline), None, error.message());
+                    TimelineHistory::root(*timeline)
+                }
+                Err(error) => return Err(error),
+            };
         gaps.along(&history)?;
     }
     if visit.request.backup.is_none() {
