@@ -31,14 +31,17 @@ pub(super) fn look(visit: &Visit<'_>, backups: &[BackupSummary], held: &Held) ->
     let mut gaps = Gaps { visit, held, backups, known: BTreeSet::new() };
     for timeline in timelines.iter().rev() {
         let request = visit.request;
-        let history = match history_of(&catalog, *timeline, request.opener, request.pg_wal, visit.index) {
-            Ok(history) => history,
-            Err(error) if error.kind() == Kind::Corrupt => {
-                visit.wrong(Wrong::Content, Subject::History(*timeline), None, error.message());
-                TimelineHistory::root(*timeline)
-            }
-            Err(error) => return Err(error),
-        };
+        let read = || history_of(&catalog, *timeline, request.opener, request.pg_wal, visit.index);
+        // A bad transfer is not a bad object.
+        let history =
+            match read().or_else(|error| if error.kind() == Kind::Corrupt { read() } else { Err(error) }) {
+                Ok(history) => history,
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    visit.wrong(Wrong::Content, Subject::History(*timeline), None, error.message());
+                    TimelineHistory::root(*timeline)
+                }
+                Err(error) => return Err(error),
+            };
         gaps.along(&history)?;
     }
     if visit.request.backup.is_none() {

@@ -87,7 +87,7 @@ fn run(repositories: &[&Repository], index: &IndexHandle) -> Report {
         reread: Duration::from_secs(3600),
         all: false,
         parallel: 1,
-        in_flight: Duration::from_secs(60),
+        in_flight: Duration::ZERO,
         busy: BTreeSet::new(),
         pg_wal: Path::new("/nowhere"),
         event_rows: 1000,
@@ -165,7 +165,8 @@ fn damage_is_never_called_clean_whatever_fails_beside_it() {
     let found: Vec<Wrong> = whole.repositories[0].problems.iter().map(|problem| problem.wrong).collect();
     assert_eq!(found, [Wrong::Checksum, Wrong::Gap], "{whole:#?}");
     let calls = faults.calls();
-    for fault in FAULTS {
+    // Reading on after a break waits: it is left to the test above.
+    for fault in [Fault::Error(Moment::Before), Fault::Refusal, Fault::Truncate] {
         for call in 1..=calls {
             for from_then_on in [false, true] {
                 let index = place.index();
