@@ -145,7 +145,7 @@ impl Shared {
 }
 
 /// Checks everything, one thing after the other, and hands each item to `show` as soon as its turn has come. Returns all of
-/// them. What came of it is written into the log of operations, where there is an index.
+/// them.
 pub fn check(subject: Subject, show: &mut dyn FnMut(&Item)) -> Vec<Item> {
     let shared = Arc::new(Shared::new(subject));
     let mut items = Vec::new();
@@ -170,10 +170,6 @@ pub fn check(subject: Subject, show: &mut dyn FnMut(&Item)) -> Vec<Item> {
         show,
         &mut items,
     );
-    let names = shared.subject.targets.iter().map(|target| target.repository.name());
-    let detail = format!("repositories {}", names.collect::<Vec<_>>().join(", "));
-    let operation = shared.index().and_then(|index| index.log_start("check", &detail));
-
     run_together(
         &shared,
         vec![group("server", QUICK, Kind::Server, Box::new(server::check))],
@@ -194,10 +190,6 @@ pub fn check(subject: Subject, show: &mut dyn FnMut(&Item)) -> Vec<Item> {
     let limit = shared.subject.deadline + READ_BACK;
     let round_trip = group("round trip", limit, Kind::Repository, Box::new(round_trip::check));
     run_together(&shared, vec![round_trip], show, &mut items);
-
-    if let Some(index) = shared.index() {
-        index.log_end(operation, &outcome(&items));
-    }
     items
 }
 
