@@ -30,6 +30,9 @@ fn report(site: &Site, more: &[&str], code: i32) -> Value {
     serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished}"))
 }
 
+/// What is done to which file, and as what it is found.
+type Case<'c> = (&'c str, PathBuf, fn(&Path), &'c str);
+
 /// Returns the only problem as (repository, kind, whether another copy is good).
 #[track_caller]
 fn only(problems: &[(String, Value)]) -> (&str, &str, bool) {
@@ -116,7 +119,7 @@ live_test!(
         site.walden.run(&["verify"]).ok();
         let segment = |at: usize| site.wal_objects("primary", &names[at]).remove(0);
         let piece = || file(&site, "primary", "data/0000000");
-        let cases: Vec<(&str, PathBuf, fn(&Path), &str)> = vec![
+        let cases: Vec<Case<'_>> = vec![
             ("a segment with a wrong bit", segment(1), flip, "checksum"),
             ("a segment that was cut", segment(2), truncate, "size"),
             ("a segment that is empty", segment(2), |path| fs::write(path, "").expect("write"), "size"),

@@ -128,7 +128,7 @@ impl Gaps<'_> {
         let name = |number: &u64| WalSegmentName::from_number(first.timeline, *number, size);
         let (from, to) = (name(from), name(to));
         let stored = later.and_then(|(_, stored)| *stored);
-        if self.is_in_flight((from, to), stored)? {
+        if self.is_in_flight((from, to), stored) {
             tracing::info!(
                 "WAL segment {from} may still be on its way to repository \"{}\"",
                 visit.repository.name()
@@ -198,16 +198,12 @@ impl Gaps<'_> {
     }
 
     /// Returns whether the segments may be on their way: what follows them was stored a moment ago, and nobody has them.
-    fn is_in_flight(
-        &self,
-        (from, to): (WalSegmentName, WalSegmentName),
-        later: Option<Timestamp>,
-    ) -> Result<bool> {
+    fn is_in_flight(&self, (from, to): (WalSegmentName, WalSegmentName), later: Option<Timestamp>) -> bool {
         let visit = self.visit;
-        let Some(later) = later else { return Ok(false) };
+        let Some(later) = later else { return false };
         let age = Timestamp::now().duration_since(later).unsigned_abs();
         if age >= visit.request.in_flight {
-            return Ok(false);
+            return false;
         }
         let range = (from.to_string(), to.to_string());
         let once = visit
@@ -215,7 +211,7 @@ impl Gaps<'_> {
             .run(|index| index.held_between(&visit.stamp, visit.sysid, (&range.0, &range.1), 1))
             .is_some_and(|once| !once.is_empty());
         if once {
-            return Ok(false);
+            return false;
         }
         for (other, _) in &visit.request.repositories {
             let name = ArchiveFileName::Segment(from);
@@ -223,10 +219,10 @@ impl Gaps<'_> {
                 && find_contents(other, &visit.keys, name, &other.deadline())
                     .is_ok_and(|found| !found.is_empty())
             {
-                return Ok(false);
+                return false;
             }
         }
-        Ok(true)
+        true
     }
 
     /// Returns until when can be recovered with the WAL up to that segment: the last commit, as far as the index knows it,

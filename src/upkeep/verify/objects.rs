@@ -312,7 +312,6 @@ fn wrong_size(target: &Target, seen: Option<&Seen>) -> Option<String> {
     let expected = target.expected.map(|(size, _)| size).or_else(|| seen.map(|seen| seen.size));
     match (expected, target.stored_size) {
         (Some(expected), _) if expected != size => Some(format!("has {size} bytes, expected {expected}")),
-        (Some(_), _) => None,
         (None, _) if size == 0 => Some("is empty".to_owned()),
         (None, Some(stored)) if size.saturating_add(HEADER_SLACK) < stored => {
             Some(format!("has {size} bytes, stored were about {stored}"))

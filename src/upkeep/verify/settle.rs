@@ -106,7 +106,7 @@ fn explain(problem: &mut Problem) {
             Subject::Segments(..) | Subject::Other => String::new(),
         };
         if problem.key.as_ref().is_some_and(|key| key.ends_with("RECOVERY.md")) {
-            problem.consequence = "whoever restores by hand has no instructions".to_owned();
+            "whoever restores by hand has no instructions".clone_into(&mut problem.consequence);
         }
     }
     problem.remedy = match (problem.wrong, &problem.subject, &problem.good_in) {

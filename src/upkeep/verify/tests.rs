@@ -172,9 +172,9 @@ fn damage_is_never_called_clean_whatever_fails_beside_it() {
                 let index = place.index();
                 faults.reset();
                 if from_then_on {
-                    faults.fail_from(call, fault)
+                    faults.fail_from(call, fault);
                 } else {
-                    faults.fail_at(call, fault)
+                    faults.fail_at(call, fault);
                 }
                 let report = place.verify(&faults, &index);
                 assert!(!is_clean(&report), "{fault:?} at {call}: {report:#?}");
