@@ -310,6 +310,16 @@ impl Index {
         sql(write(), "write which backups a repository holds")
     }
 
+    /// Writes that the repository at `url` does not hold the backup any more.
+    pub fn forget_backup(&self, url: &str, sysid: SystemIdentifier, id: &str) -> Result<()> {
+        let write = self.connection.execute(
+            "DELETE FROM held_backup WHERE sysid = ?1 AND id = ?2
+                AND repository_id IN (SELECT id FROM repository WHERE url = ?3)",
+            params![sysid.to_string(), id, url],
+        );
+        sql(write.map(drop), "forget a backup")
+    }
+
     /// Returns the summaries of backups, by id.
     pub fn backup_summaries(&self, sysid: SystemIdentifier) -> Result<BTreeMap<String, String>> {
         let read = || -> rusqlite::Result<BTreeMap<String, String>> {
@@ -433,6 +443,8 @@ mod tests {
         index.record_backup_summary(SYSID, "y", "{}").unwrap();
         index.replace_held_backups(SYSID, &stamp("a"), &ids(&["x", "y"])).unwrap();
         index.replace_held_backups(SYSID, &stamp("b"), &ids(&["x"])).unwrap();
+        index.forget_backup("a", SYSID, "x").unwrap();
+        assert_eq!(index.held_backups(SYSID, &stamp("a")).unwrap(), ids(&["y"]));
         index.replace_held_backups(SYSID, &stamp("a"), &ids(&[])).unwrap();
         assert_eq!(index.backup_summaries(SYSID).unwrap().into_keys().collect::<Vec<_>>(), ["x"]);
         assert_eq!(index.held_backups(SYSID, &stamp("b")).unwrap(), ids(&["x"]));

@@ -181,18 +181,19 @@ impl Look<'_> {
         }))
     }
 
-    /// Asks of folders that are new whether they have a `backup.json`; of all when one has gone.
+    /// Asks of folders that are new whether they have a `backup.json`; of all when one has gone, and where that costs nothing.
     fn backups(&self, is_believed: bool) -> storage::Result<BTreeSet<String>> {
         let storage = self.repository.storage();
         let folders = storage.list_folders(&self.keys.backups(), &self.repository.deadline())?;
         let known = self.index.run(|index| index.held_backups(self.sysid, &self.stamp)).unwrap_or_default();
         let has_gone = known.iter().any(|id| !folders.contains(id));
-        let (mut complete, asked): (BTreeSet<String>, Vec<String>) = if is_believed && !has_gone {
-            let asked = folders.into_iter().filter(|id| !known.contains(id)).collect();
-            (known.clone(), asked)
-        } else {
-            (BTreeSet::new(), folders)
-        };
+        let (mut complete, asked): (BTreeSet<String>, Vec<String>) =
+            if is_believed && !has_gone && !self.repository.is_local() {
+                let asked = folders.into_iter().filter(|id| !known.contains(id)).collect();
+                (known.clone(), asked)
+            } else {
+                (BTreeSet::new(), folders)
+            };
         let answers = in_parallel(&asked, PARALLEL, |id| {
             let key = format!("{}{SUMMARY_NAME}", self.keys.backup(id));
             match storage.head(&key, &self.repository.deadline()) {

@@ -79,7 +79,9 @@ pub fn fill_if_bare(
     // Without the identity there is no more to be known.
     let read = index.run(|index| Ok(take_digests(&keys, sysid, repositories, opener, index)));
     match read {
-        Some(Ok(read)) if read > 0 => tracing::info!("no index here; read instead what {read} of its digests in the repositories tell"),
+        Some(Ok(read)) if read > 0 => {
+            tracing::info!("no index here; read instead what {read} of its digests in the repositories tell");
+        }
         Some(Err(error)) if error.kind() != Kind::Config => tracing::warn!("{error}"),
         _ => {}
     }

@@ -92,6 +92,7 @@ fn one(
             .map_err(|error| repository.error("look into", &error))?;
         let summary = format!("{}{SUMMARY_NAME}", system.keys.backup(&backup.id));
         if !pinned && deleter.delete(&summary, 0)? {
+            index.run(|index| index.forget_backup(repository.url(), system.system_identifier, &backup.id));
             folders.push(backup.id.clone());
             gone.push(backup.id.clone());
         } else {
