@@ -2,7 +2,7 @@
 
 use crate::index::Index;
 use crate::kind::Result;
-use crate::postgres::{SystemIdentifier, WalSegmentSize};
+use crate::postgres::{SystemIdentifier, WalSegmentName, WalSegmentSize};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::path::Path;
@@ -13,7 +13,7 @@ const SPAN: SignedDuration = SignedDuration::from_hours(1);
 /// The WAL of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Flow {
-    /// Bytes a second, of full segments archived during the last hour.
+    /// Bytes a second, of segments that were archived or became ready to be archived during the last hour.
     pub bytes_per_second: u64,
     /// The free bytes of pg_wal's disk; none if it is not on this machine.
     pub free_bytes: Option<u64>,
@@ -29,11 +29,25 @@ pub fn flow(
     pg_wal: &Path,
     now: Timestamp,
 ) -> Result<Flow> {
-    let since = now.checked_sub(SPAN).unwrap_or(Timestamp::MIN).as_microsecond();
-    let (segments, _) = index.archived_since(sysid, since)?;
+    let since = now.checked_sub(SPAN).unwrap_or(Timestamp::MIN);
+    let (archived, _) = index.archived_since(sysid, since.as_microsecond())?;
+    // Where archiving stands still only the server's own marks tell.
+    let segments = archived.max(ready_since(pg_wal, since));
     let stat = nix::sys::statvfs::statvfs(pg_wal).ok();
     let free = stat.map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
     Ok(Flow::of(segments.saturating_mul(size.bytes()) / SPAN.as_secs().unsigned_abs(), free))
+}
+
+/// Returns how many segments the server has marked as ready since then.
+fn ready_since(pg_wal: &Path, since: Timestamp) -> u64 {
+    let entries = std::fs::read_dir(pg_wal.join("archive_status")).into_iter().flatten().flatten();
+    let is_new = |entry: &std::fs::DirEntry| {
+        let marked = entry.metadata().and_then(|meta| meta.modified()).ok()?;
+        let name = entry.file_name();
+        let segment = name.to_str()?.strip_suffix(".ready")?;
+        Some(segment.parse::<WalSegmentName>().is_ok() && Timestamp::try_from(marked).ok()? >= since)
+    };
+    entries.filter(|entry| is_new(entry) == Some(true)).count() as u64
 }
 
 impl Flow {
@@ -46,6 +60,23 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standstill_does_not_hide_what_the_server_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let marks = dir.path().join("pg_wal/archive_status");
+        std::fs::create_dir_all(&marks).unwrap();
+        let index = Index::open(&dir.path().join("i")).unwrap();
+        let measure = || {
+            let pg_wal = dir.path().join("pg_wal");
+            flow(&index, SystemIdentifier(7), WalSegmentSize::DEFAULT, &pg_wal, Timestamp::now()).unwrap()
+        };
+        assert_eq!(measure().bytes_per_second, 0);
+        for name in ["000000010000000000000001.ready", "000000010000000000000002.ready", "00000002.history.ready"] {
+            std::fs::write(marks.join(name), "").unwrap();
+        }
+        assert_eq!(measure().bytes_per_second, 2 * (16 << 20) / 3600);
+    }
 
     #[test]
     fn a_server_that_writes_nothing_fills_no_disk() {
