@@ -112,6 +112,15 @@ impl Site {
         let segments = 100..100 + count;
         rows::fill_for(&index, segments.clone(), sysid, url, id);
         rows::fill_events(&index, segments.clone(), sysid);
+        // One a minute.
+        rusqlite::Connection::open(self.path("state/main/index.sqlite"))
+            .and_then(|connection| {
+                connection.execute(
+                    "UPDATE wal SET archived_at = archived_at - (1 + ?1 - id) * 60000000",
+                    [count.cast_signed()],
+                )
+            })
+            .expect("set times");
         for at in segments {
             let directory = cluster.join(format!("wal/00000001/{:08X}", at >> 8));
             std::fs::create_dir_all(&directory).expect("create a directory");

@@ -118,7 +118,11 @@ fn take(args: &Args, config: &Config, index: &IndexHandle, details: &operation::
         let taken =
             run_backup(&options, found, &mut server, &sealer, &destinations, &progress, &mut attempt)?;
         progress.set_phase("wait for WAL");
-        let completed = destinations.complete(&taken.summary, args.wait)?;
+        let completed = std::thread::scope(|scope| {
+            // There is nothing else to do meanwhile.
+            scope.spawn(|| take_names(&server, sysid, index));
+            destinations.complete(&taken.summary, args.wait)
+        })?;
         Ok((taken, completed))
     });
     let (taken, completed) = match result {
@@ -132,7 +136,6 @@ fn take(args: &Args, config: &Config, index: &IndexHandle, details: &operation::
         journal.finish();
     }
     note_bad_pages(index, &taken);
-    take_names(&server, sysid, index);
     write_digest(&keys, sysid, &completed.repositories, &sealer, index, true);
     let pinned =
         if args.keep { super::pin::pin(&repositories, &keys, &taken.summary.id).map(drop) } else { Ok(()) };

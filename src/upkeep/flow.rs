@@ -72,7 +72,9 @@ mod tests {
             flow(&index, SystemIdentifier(7), WalSegmentSize::DEFAULT, &pg_wal, Timestamp::now()).unwrap()
         };
         assert_eq!(measure().bytes_per_second, 0);
-        for name in ["000000010000000000000001.ready", "000000010000000000000002.ready", "00000002.history.ready"] {
+        for name in
+            ["000000010000000000000001.ready", "000000010000000000000002.ready", "00000002.history.ready"]
+        {
             std::fs::write(marks.join(name), "").unwrap();
         }
         assert_eq!(measure().bytes_per_second, 2 * (16 << 20) / 3600);
