@@ -26,6 +26,8 @@ use walden::progress::Progress;
 use walden::repository::{ClusterFile, ClusterKeys, Repository};
 use walden::storage::{Retry, S3Options, S3Storage};
 use walden::upkeep::expire::{Request, plan};
+use walden::upkeep::holdings::{catalog, look};
+use walden::upkeep::rebuild::rebuild;
 use walden::upkeep::retention::Policy;
 use walden::upkeep::verify::{Request as VerifyRequest, verify};
 
@@ -72,7 +74,36 @@ fn main() {
         let name = format!("{SEGMENTS} segments, {BACKUPS} backups");
         println!("{name:<32}{took:>12.2}{:>12}{removed:>12}", store.requests().len());
     }
+    rebuild_run(&store, &options);
     verify_runs(&store, &options);
+}
+
+/// An index from listings alone, and what `status` looks at without and with it.
+fn rebuild_run(store: &S3Store, options: &S3Options) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let index = IndexHandle::open(&dir.path().join("index.sqlite"));
+    let storage = S3Storage::with_credentials(options.clone(), &store.access_key, &store.secret_key);
+    let repository = Repository::new("s3", Arc::new(Retry::new(storage, 4)), Duration::from_mins(1));
+    println!("{:<32}{:>12}{:>12}", "", "s", "requests");
+    let timed = |name: &str, work: &dyn Fn()| {
+        store.forget_requests();
+        let began = Instant::now();
+        work();
+        println!("{name:<32}{:>12.3}{:>12}", began.elapsed().as_secs_f64(), store.requests().len());
+    };
+    let looked = || {
+        let held = look(&repository, "main", rows::SYSID, &index, &repository.deadline()).expect("look");
+        assert_eq!((held.segments.len(), held.backups.len() as u64), (SEGMENTS, BACKUPS));
+        let catalog = catalog(&[(&repository, &held)], "main", rows::SYSID, &index);
+        assert_eq!(catalog.backups.len() as u64, BACKUPS);
+    };
+    timed("status, index without anything", &looked);
+    timed("status again", &looked);
+    timed("index rebuild", &|| {
+        let opener = Opener::without_identity();
+        let done = index.run(|index| rebuild("main", &[&repository], &opener, index)).expect("rebuild");
+        assert_eq!(done.files as u64, SEGMENTS);
+    });
 }
 
 fn verify_runs(store: &S3Store, options: &S3Options) {

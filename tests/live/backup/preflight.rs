@@ -52,7 +52,8 @@ live_test!(
             if pg.major == 14 { !new } else { !old }
         };
         // These two are for the round trip of check.
-        let of_check = |line: &&&str| line.contains("pg_create_restore_point") || line.contains("pg_switch_wal");
+        let of_check =
+            |line: &&&str| line.contains("pg_create_restore_point") || line.contains("pg_switch_wal");
         let grants: Vec<&&str> = grants.iter().filter(of_version).filter(|line| !of_check(line)).collect();
         assert_eq!(grants.len(), 3, "{grants:?}");
         site.cluster.psql(grants[0]);
