@@ -4,14 +4,14 @@
 //! before they begin, so on request the pages get the headers that they should have.
 #![no_main]
 
+mod pages;
+
 use libfuzzer_sys::fuzz_target;
+use pages::{MAGICS, repair_headers};
 use walden::postgres::wal::{
     Carry, Checkpoint, EndOfRecovery, ReaderOptions, Record, RecordReader, RestorePoint, TransactionEnd,
     summarize,
 };
-
-const PAGE: usize = 8192;
-const MAGICS: [u16; 6] = [0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118];
 
 fuzz_target!(|data: &[u8]| {
     let Some((&[how, chunk], rest)) = data.split_first_chunk::<2>() else { return };
@@ -39,21 +39,4 @@ fn look_into(record: &Record<'_>) {
     let _ = (Checkpoint::decode(record), RestorePoint::decode(record), EndOfRecovery::decode(record));
     let _ =
         TransactionEnd::decode(record).map(|end| (end.subxids().count(), end.dropped_relations().count()));
-}
-
-fn repair_headers(segment: &mut [u8], magic: u16) {
-    for (page, number) in segment.chunks_mut(PAGE).zip(0u64..) {
-        if page.len() < 40 {
-            return;
-        }
-        page[..2].copy_from_slice(&magic.to_le_bytes());
-        page[2] = (page[2] & 0x0D) | u8::from(number == 0) << 1;
-        page[3] = 0;
-        page[4..8].copy_from_slice(&1u32.to_le_bytes());
-        page[8..16].copy_from_slice(&((3 << 20) + number * PAGE as u64).to_le_bytes());
-        if number == 0 {
-            page[32..36].copy_from_slice(&(1u32 << 20).to_le_bytes());
-            page[36..40].copy_from_slice(&(PAGE as u32).to_le_bytes());
-        }
-    }
 }
