@@ -1,4 +1,4 @@
-//! Writing files so that they survive a crash: the one place that knows about fsync, link and rename.
+//! Writing files so that they survive a crash: the one place that knows about fsync, link and rename; and the space for them.
 //!
 //! A rename or a new name is durable only after the directory that holds it was fsynced (fsync(2)); a new
 //! directory only after its parent was.
@@ -10,6 +10,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::shutdown::TempFile;
+
+/// The space of a filesystem, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// What this user may still write.
+    pub free: u64,
+    /// All of it.
+    pub size: u64,
+}
+
+/// Returns the space of the filesystem on which `path` is.
+pub fn disk_space(path: &Path) -> io::Result<DiskSpace> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+    Ok(DiskSpace { free: bytes(stat.blocks_available()), size: bytes(stat.blocks()) })
+}
 
 /// Adds the path to an I/O error.
 pub fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {

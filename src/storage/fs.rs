@@ -382,8 +382,7 @@ impl Storage for FsStorage {
     }
 
     fn free_space(&self) -> Option<u64> {
-        let stat = nix::sys::statvfs::statvfs(&self.root).ok()?;
-        Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+        Some(durable::disk_space(&self.root).ok()?.free)
     }
 
     fn probe(&self, deadline: &Deadline) -> Result<()> {

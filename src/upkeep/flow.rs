@@ -1,5 +1,6 @@
 //! How fast the server writes WAL, and for how long its disk takes it when nothing is archived.
 
+use crate::durable::disk_space;
 use crate::index::Index;
 use crate::kind::Result;
 use crate::postgres::{SystemIdentifier, WalSegmentName, WalSegmentSize};
@@ -33,8 +34,7 @@ pub fn flow(
     let (archived, _) = index.archived_since(sysid, since.as_microsecond())?;
     // Where archiving stands still only the server's own marks tell.
     let segments = archived.max(ready_since(pg_wal, since));
-    let stat = nix::sys::statvfs::statvfs(pg_wal).ok();
-    let free = stat.map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
+    let free = disk_space(pg_wal).ok().map(|space| space.free);
     Ok(Flow::of(segments.saturating_mul(size.bytes()) / SPAN.as_secs().unsigned_abs(), free))
 }
 

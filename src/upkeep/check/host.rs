@@ -3,7 +3,7 @@
 use super::{Item, Shared};
 use crate::backup::read_control_file;
 use crate::codec::{Opener, Sealer};
-use crate::durable::at;
+use crate::durable::{at, disk_space};
 use crate::index::{Index, is_damaged};
 use crate::kind::{Context, Error, Kind, Result};
 use std::io::Write;
@@ -171,8 +171,7 @@ fn try_state_dir(shared: &Shared) -> Result<Item> {
              its rights, its space, and whether it is mounted read-only",
         )
     })?;
-    let stat = nix::sys::statvfs::statvfs(dir).map_err(|error| at(dir)(error.into())).context("state_dir")?;
-    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let free = disk_space(dir).map_err(at(dir)).context("state_dir")?.free;
     let space = format!("{} MB free", free >> 20);
     if free < LEAST_FREE {
         let message = format!("state_dir \"{shown}\" has {space}, less than {} MB", LEAST_FREE >> 20);

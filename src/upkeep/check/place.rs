@@ -2,6 +2,7 @@
 
 use super::host::user;
 use super::{Item, Shared};
+use crate::durable::{DiskSpace, disk_space};
 use crate::kind::{Error, Kind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -43,16 +44,14 @@ pub(super) fn check(shared: &Shared, root: &Path, say: &mut dyn FnMut(Item)) {
 }
 
 fn space(shared: &Shared, root: &Path) -> Item {
-    let stat = match nix::sys::statvfs::statvfs(root) {
-        Ok(stat) => stat,
+    let DiskSpace { free, size } = match disk_space(root) {
+        Ok(space) => space,
         Err(error) => {
             return Item::warning("space", format!("not known: {error}"), "see the directory's filesystem");
         }
     };
-    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-    let total = stat.blocks().saturating_mul(stat.fragment_size()).max(1);
     let segment = shared.control.get().map_or(16 << 20, |control| control.wal_segment_size.bytes());
-    let percent = free as f64 / total as f64;
+    let percent = free as f64 / size.max(1) as f64;
     let found = format!("{} MB free, {:.0} %", free >> 20, percent * 100.0);
     if free < segment * LEAST_SEGMENTS {
         let message = format!("{found}: less than {LEAST_SEGMENTS} WAL segments");

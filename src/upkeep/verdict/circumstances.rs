@@ -1,6 +1,7 @@
 //! What a verdict needs beside the status: disks, verifications, and what `expire` left.
 
 use super::{Promises, kept};
+use crate::durable::{DiskSpace, disk_space};
 use crate::index::IndexHandle;
 use crate::repository::{ClusterKeys, Repository};
 use crate::upkeep::status::Status;
@@ -34,9 +35,7 @@ pub struct Space {
 
 impl Space {
     fn of(name: impl Into<String>, path: &Path) -> Option<Self> {
-        let stat = nix::sys::statvfs::statvfs(path).ok()?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
-        let (free, size) = (bytes(stat.blocks_available()), bytes(stat.blocks()));
+        let DiskSpace { free, size } = disk_space(path).ok()?;
         (size > 0).then(|| Self { name: name.into(), path: path.to_path_buf(), free, size })
     }
 
