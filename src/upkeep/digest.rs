@@ -1,12 +1,11 @@
 //! Digests on their way out and back: what the index found out goes into the repositories from time to time, and into a
 //! new index from there.
 
-use super::expire::in_parallel;
 use crate::codec::{Opener, Sealer};
 use crate::index::{DigestLine, Index, IndexHandle, Undigested};
 use crate::kind::{Context, Error, Result};
 use crate::postgres::SystemIdentifier;
-use crate::repository::{ClusterKeys, Repository, digest_key, list_digests, read_digest, ship};
+use crate::repository::{ClusterKeys, Repository, digest_key, in_parallel, list_digests, read_digest, ship};
 use crate::storage::Object;
 use bytes::Bytes;
 use std::collections::BTreeMap;

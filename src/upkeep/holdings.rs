@@ -2,14 +2,13 @@
 //!
 //! Once a day, and where something does not fit, everything is listed. Without an index that is each time.
 
-use super::expire::in_parallel;
 use crate::index::{HeldChunk, HeldWal, IndexHandle, RepositoryStamp};
 use crate::postgres::{CHUNK, SegmentSet, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::recovery::catalog::{Catalog, HeldBackup};
 use crate::repository::backup::{BackupSummary, SUMMARY_NAME};
 use crate::repository::{
-    ClusterFile, ClusterKeys, ClusterState, Repository, WalObject, list_histories, list_wal_from,
-    list_wal_timeline, read_summary, timelines,
+    ClusterFile, ClusterKeys, ClusterState, Repository, WalObject, in_parallel, list_histories,
+    list_prefixes, list_wal_from, list_wal_timeline, read_summary, timelines, wal_prefixes,
 };
 use crate::storage::{self, Deadline};
 use jiff::{SignedDuration, Timestamp};
@@ -156,18 +155,12 @@ impl Look<'_> {
     }
 
     fn all(&self, known: &HeldWal, there: &[TimelineId]) -> storage::Result<Vec<HeldChunk>> {
-        let storage = self.repository.storage();
         let mut prefixes = Vec::new();
         for timeline in there {
-            prefixes.extend(crate::repository::wal_prefixes(self.repository, &self.keys, *timeline)?);
+            prefixes.extend(wal_prefixes(self.repository, &self.keys, *timeline)?);
         }
-        let lists = in_parallel(&prefixes, PARALLEL, |prefix| {
-            storage.list(prefix, "", usize::MAX, &self.repository.deadline())
-        });
-        let mut objects = Vec::new();
-        for list in lists {
-            objects.extend(list?.into_iter().filter_map(WalObject::parse));
-        }
+        let listed = list_prefixes(self.repository, prefixes)?;
+        let objects: Vec<WalObject> = listed.into_iter().filter_map(WalObject::parse).collect();
         let chunks = self.chunks(&objects);
         self.index.run(|index| index.replace_held_wal(self.sysid, &self.stamp, known, &chunks));
         Ok(chunks)

@@ -1,13 +1,12 @@
 //! What one repository holds of a cluster, by listings and the summaries of backups.
 
-use super::in_parallel;
 use super::needs::{Span, TimelineFacts};
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, SUMMARY_NAME};
 use crate::repository::{
-    ClusterFile, ClusterKeys, Repository, WalObject, clusters, list_pins, read_summary, timelines,
-    wal_prefixes,
+    ClusterFile, ClusterKeys, Repository, WalObject, clusters, in_parallel, list_pins, list_prefixes,
+    read_summary, timelines, wal_prefixes,
 };
 use crate::storage::{self, Object};
 use crate::upkeep::retention::{Branch, Candidate};
@@ -260,22 +259,6 @@ pub(in crate::upkeep) fn list_timeline(
     timeline: TimelineId,
 ) -> storage::Result<Vec<Object>> {
     list_prefixes(repository, wal_prefixes(repository, keys, timeline)?)
-}
-
-fn list_prefixes(
-    repository: &Repository,
-    prefixes: impl IntoIterator<Item = String>,
-) -> storage::Result<Vec<Object>> {
-    let prefixes: Vec<String> = prefixes.into_iter().collect();
-    let store = repository.storage();
-    let lists =
-        in_parallel(&prefixes, PARALLEL, |prefix| store.list(prefix, "", usize::MAX, &repository.deadline()));
-    let mut found = Vec::new();
-    for list in lists {
-        found.extend(list?);
-    }
-    found.sort_by(|a: &Object, b| a.key.cmp(&b.key));
-    Ok(found)
 }
 
 /// Returns what a key says, that of a damaged object too.

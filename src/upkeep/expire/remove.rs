@@ -1,7 +1,6 @@
 //! Carrying a plan out. The order is what makes it safe to be broken off: a backup's `backup.json` goes first, so that what
 //! is left of it is no backup; then its pieces, then WAL that nothing needs any more, oldest first.
 
-use super::in_parallel;
 use super::inventory::is_aside;
 use super::plan::{RepositoryPlan, SystemPlan, keeps};
 use crate::index::{IndexHandle, Removed};
@@ -9,7 +8,7 @@ use crate::kind::{Error, Result};
 use crate::postgres::ArchiveFileName;
 use crate::progress::Progress;
 use crate::repository::backup::SUMMARY_NAME;
-use crate::repository::{Repository, WalObject, is_pinned};
+use crate::repository::{Repository, WalObject, in_parallel, is_pinned};
 use crate::storage::{self, Object};
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -6,9 +6,9 @@ use super::report::{Subject, Wrong};
 use super::visit::Visit;
 use crate::kind::{Error, Result};
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, SUMMARY_NAME};
+use crate::repository::in_parallel;
 use crate::repository::read_stored;
 use crate::storage::Object;
-use crate::upkeep::expire::in_parallel;
 use std::collections::BTreeMap;
 
 /// How many backups are listed and their summaries read at once.
