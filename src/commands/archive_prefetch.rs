@@ -80,11 +80,9 @@ fn log_file(path: &Path) -> std::io::Result<File> {
     options.open(path)
 }
 
-/// Leaves the server's session and closes what was inherited from it. This comes first: until then the server's log
-/// collector cannot end.
+/// Closes what was inherited from the server, then leaves its session: a prefetcher that leads a session holds nothing
+/// of the server's. This comes first: until then the server's log collector cannot end.
 fn detach() {
-    // Fails only for the leader of a process group, which a child is not.
-    let _ = nix::unistd::setsid();
     let listed = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let mut inherited: Vec<i32> =
         listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|fd| *fd > 2).collect();
@@ -95,6 +93,8 @@ fn detach() {
         // Nothing of this process's own is open yet; the directory that was just read is closed again.
         let _ = nix::unistd::close(fd);
     }
+    // Fails only for the leader of a process group, which a child is not.
+    let _ = nix::unistd::setsid();
 }
 
 /// Runs the command. Its outcome is never a failure: where the server is the first process of a container it inherits
