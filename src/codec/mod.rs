@@ -6,6 +6,9 @@
 //! authenticates every byte.
 
 mod frames;
+mod rewrap;
+
+pub use rewrap::{Header, rewrap};
 
 use crate::kind::{Context, Error, Kind, Result};
 use age::{Identity, Recipient};

@@ -13,6 +13,7 @@ mod expire;
 mod index;
 mod init;
 mod judge;
+mod keys;
 mod list;
 mod log;
 mod man;
@@ -77,6 +78,7 @@ enum Command {
     List(list::Args),
     Events(events::Args),
     Index(index::Args),
+    Keys(keys::Args),
     Log(log::Args),
     Notify(notify::Args),
     Sync(sync::Args),
@@ -141,6 +143,7 @@ pub fn main() -> u8 {
         Command::List(args) => list::run(global, args),
         Command::Events(args) => events::run(global, args),
         Command::Index(args) => index::run(global, args),
+        Command::Keys(args) => keys::run(global, args),
         Command::Log(args) => log::run(global, args),
         Command::Notify(args) => notify::run(global, args),
         Command::Sync(args) => sync::run(global, args),

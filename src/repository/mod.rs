@@ -24,7 +24,7 @@ mod wal;
 pub use backup_leftovers::{Leftover, is_complete, list_backup_objects, list_leftovers, remove_leftovers};
 pub use backups::{list_backups, read_summary};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
-pub use copy::copy_object;
+pub use copy::{Change, LARGEST_WHOLE, copy_changed, copy_object};
 pub use digest::{digest_key, list_digests, read_digest};
 pub use keys::{ClusterKeys, WalObject};
 pub use parallel::{in_parallel, list_prefixes};

@@ -61,11 +61,7 @@ pub fn plan<'r>(
         repositories.iter().map(|repository| side(repository, &keys, sysid)).collect::<Result<Vec<_>>>()?;
     let everywhere: BTreeSet<&String> = sides.iter().flat_map(|side| side.objects.keys()).collect();
     // A folder without a summary anywhere is a backup that broke off, or one that is being taken.
-    let complete = |key: &str| {
-        let Some(rest) = key.strip_prefix(&keys.backups()) else { return true };
-        let Some((id, _)) = rest.split_once('/') else { return false };
-        everywhere.contains(&format!("{}{SUMMARY_NAME}", keys.backup(id)))
-    };
+    let complete = |key: &str| is_of_whole_backup(&keys, key, |summary| everywhere.contains(summary));
     let mut tasks = Vec::new();
     for to in &sides {
         for key in &everywhere {
@@ -78,11 +74,22 @@ pub fn plan<'r>(
             }
         }
     }
-    let newest = newest_lacking(&tasks);
-    let order = |task: &Task<'_>| (rank(&newest, task), task.object.key.clone());
-    tasks.sort_by_cached_key(order);
+    bring_in_order(&mut tasks);
     let stamps = sides.into_iter().map(|side| (side.repository.name().to_owned(), side.stamp)).collect();
     Ok((tasks, stamps))
+}
+
+/// Returns whether the object is of no backup, or of one whose `backup.json` is there, as `has` says of its key.
+pub(super) fn is_of_whole_backup(keys: &ClusterKeys, key: &str, has: impl Fn(&String) -> bool) -> bool {
+    let Some(rest) = key.strip_prefix(&keys.backups()) else { return true };
+    let Some((id, _)) = rest.split_once('/') else { return false };
+    has(&format!("{}{SUMMARY_NAME}", keys.backup(id)))
+}
+
+/// Sorts the tasks by when their turn is.
+pub(super) fn bring_in_order(tasks: &mut [Task<'_>]) {
+    let newest = newest_lacking(tasks);
+    tasks.sort_by_cached_key(|task| (rank(&newest, task), task.object.key.clone()));
 }
 
 /// Returns the key of the newest segment of each timeline that each repository lacks.
@@ -140,17 +147,23 @@ fn side<'r>(repository: &'r Repository, keys: &ClusterKeys, sysid: SystemIdentif
             repository.error("look into", &error)
         }
     })?;
+    let objects = objects_in(repository, &[keys.wal(), keys.backups()])?;
+    let stamp = RepositoryStamp { url: repository.url().to_owned(), cluster_id: file.id };
+    Ok(Side { repository, stamp, objects })
+}
+
+/// Returns what is in the folders and is not put aside as damaged, by keys.
+pub(super) fn objects_in(repository: &Repository, folders: &[String]) -> Result<BTreeMap<String, Object>> {
     let mut objects = BTreeMap::new();
-    for folder in [keys.wal(), keys.backups()] {
+    for folder in folders {
         let list = repository
             .storage()
-            .list(&folder, "", usize::MAX, &deadline)
+            .list(folder, "", usize::MAX, &repository.deadline())
             .map_err(|error| repository.error("list", &error))?;
         let kept = list.into_iter().filter(|object| !object.key.contains(".damaged-"));
         objects.extend(kept.map(|object| (object.key.clone(), object)));
     }
-    let stamp = RepositoryStamp { url: repository.url().to_owned(), cluster_id: file.id };
-    Ok(Side { repository, stamp, objects })
+    Ok(objects)
 }
 
 /// Carries out the tasks, several at once, one part of the run after the other.
@@ -161,6 +174,20 @@ pub fn run(
     parallel: usize,
     index: &IndexHandle,
     progress: &Progress,
+) -> Outcome {
+    run_with(tasks, parallel, progress, |task| {
+        copy_object(task.from, task.to, &task.object.key)?;
+        note(task, stamps, sysid, index);
+        Ok(())
+    })
+}
+
+/// Carries out the tasks in their order by `copy`.
+pub(super) fn run_with(
+    tasks: &[Task<'_>],
+    parallel: usize,
+    progress: &Progress,
+    copy: impl Fn(&Task<'_>) -> Result<()> + Sync,
 ) -> Outcome {
     progress.set_total(tasks.iter().map(|task| task.object.size).sum());
     progress.set_phase("copy objects");
@@ -180,11 +207,8 @@ pub fn run(
             for _ in 0..parallel.min(part.len()) {
                 scope.spawn(|| {
                     while let Some(task) = part.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let result = copy_object(task.from, task.to, &task.object.key);
+                        let result = copy(task);
                         progress.add(task.object.size);
-                        if result.is_ok() {
-                            note(task, stamps, sysid, index);
-                        }
                         let Ok(mut outcome) = outcome.lock() else { return };
                         match result {
                             Ok(()) => {

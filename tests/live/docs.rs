@@ -276,6 +276,20 @@ live_test!(
 );
 
 live_test!(
+    [15]
+    fn security_rewraps_for_new_recipients(pg: Installation) {
+        let site = Site::new(&pg);
+        site.archive_a_segment();
+        let (new, _) = crate::keys::new_keys(&site);
+        let mut shell = Shell::new(&site);
+        shell.set("OLD", site.config.display());
+        shell.set("NEW", new.display());
+        let finished = shell.run("security.md", "rewrap");
+        assert!(finished.stdout.contains("1 object to copy") && finished.stdout.contains("has everything"), "{finished}");
+    }
+);
+
+live_test!(
     [17]
     fn security_the_ceremony_and_a_rotation(pg: Installation) {
         if tools::age().is_none() {

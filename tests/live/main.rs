@@ -18,6 +18,7 @@ mod events;
 mod expire;
 mod histories;
 mod init;
+mod keys;
 mod large;
 #[path = "../markdown/mod.rs"]
 mod markdown;

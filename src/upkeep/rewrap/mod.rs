@@ -1,0 +1,339 @@
+//! `keys rewrap`: copies a repository into a new one whose objects open with other keys. Each age header is written anew for
+//! the new recipients; payloads are copied as they are.
+//!
+//! Nothing is rewritten in place: an object, once written, is never written again, and who was trusted with the old
+//! repository may go on from it until the new one is proven. Keys and order are those of [`super::sync`], so that a run
+//! that is broken off is gone on with by the next. Only `backup.json` differs: it gives the sizes and checksums that the
+//! objects have in the new repository.
+
+use super::sync::{Task, bring_in_order, is_of_whole_backup, objects_in, run_with};
+use crate::codec::{self, LZ4_AGE, Opener, Sealer, header_length};
+use crate::kind::{Context, Error, Kind, Result};
+use crate::postgres::{ArchiveFileName, SystemIdentifier};
+use crate::progress::Progress;
+use crate::repository::backup::{BACKUP_FORMAT, SUMMARY_NAME, StoredObject};
+use crate::repository::{
+    ClusterFile, ClusterKeys, LARGEST_WHOLE, Repository, checksum_stored, copy_changed, copy_object,
+    read_stored, read_summary, recovery_text,
+};
+use crate::storage::{self, Put};
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How much of an object is read to see its header and its nonce, in bytes.
+const START: u64 = 64 << 10;
+/// The length of the nonce before a payload, in bytes.
+const NONCE: usize = 16;
+/// Of how many objects that both repositories hold the headers are compared.
+const SAMPLES: usize = 16;
+
+/// From where to where, and who opens what.
+#[derive(Debug)]
+pub struct Request<'r> {
+    /// The cluster's name.
+    pub cluster: &'r str,
+    /// The system identifier.
+    pub sysid: SystemIdentifier,
+    /// The repository that is copied.
+    pub from: &'r Repository,
+    /// The new one.
+    pub to: &'r Repository,
+    /// Opens what is in the old one.
+    pub opener: &'r Opener,
+    /// Wraps for the new recipients.
+    pub sealer: &'r Sealer,
+}
+
+/// What a run did.
+#[derive(Debug, Default, serde::Serialize)]
+pub struct Outcome {
+    /// Objects that are in the new repository now.
+    pub copied: usize,
+    /// Their bytes, as the old repository has them.
+    pub bytes: u64,
+    /// Those among them that are not encrypted: there is no header.
+    pub unencrypted: usize,
+    /// Keys of objects that no identity opens. They are not in the new repository.
+    pub unreadable: Vec<String>,
+    /// What could not be copied, and why.
+    #[serde(serialize_with = "as_text")]
+    pub failed: Vec<Error>,
+}
+
+fn as_text<S: serde::Serializer>(errors: &[Error], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(errors.iter().map(ToString::to_string))
+}
+
+/// Returns what the new repository lacks, in the order of its turn. `begun` is false where its directory is still to be made.
+pub fn plan<'r>(request: &Request<'r>, begun: bool) -> Result<Vec<Task<'r>>> {
+    let keys = request.keys();
+    let folders = [keys.wal(), keys.backups(), keys.digests(), keys.pins()];
+    let held = objects_in(request.from, &folders)?;
+    let there = if begun { objects_in(request.to, &folders)? } else { BTreeMap::new() };
+    request.refuse_mere_copies(&held, &there)?;
+    let mut tasks: Vec<Task<'r>> = held
+        .iter()
+        .filter(|(key, _)| !there.contains_key(*key))
+        .filter(|(key, _)| is_of_whole_backup(&keys, key, |summary| held.contains_key(summary)))
+        .map(|(_, object)| Task { from: request.from, to: request.to, object: object.clone() })
+        .collect();
+    bring_in_order(&mut tasks);
+    Ok(tasks)
+}
+
+/// Carries out the tasks, several at once. The new repository is initialised first, where it was not.
+pub fn run(
+    request: &Request<'_>,
+    tasks: &[Task<'_>],
+    parallel: usize,
+    progress: &Progress,
+) -> Result<Outcome> {
+    request.initialise()?;
+    let run = Run {
+        request,
+        keys: request.keys(),
+        written: Mutex::default(),
+        unreadable: Mutex::default(),
+        unencrypted: AtomicUsize::new(0),
+    };
+    let copied = run_with(tasks, parallel, progress, |task| run.copy(task));
+    let unreadable = run.unreadable.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Outcome {
+        copied: copied.copied - unreadable.len(),
+        bytes: copied.bytes - unreadable.values().sum::<u64>(),
+        unencrypted: run.unencrypted.into_inner(),
+        unreadable: unreadable.into_keys().collect(),
+        failed: copied.failed,
+    })
+}
+
+impl Request<'_> {
+    fn keys(&self) -> ClusterKeys {
+        ClusterKeys::new(self.cluster, self.sysid)
+    }
+
+    /// Makes the new repository one of the cluster.
+    fn initialise(&self) -> Result<()> {
+        let keys = self.keys();
+        let (to, deadline) = (self.to, self.to.deadline());
+        match ClusterFile::read(to, &keys, &deadline) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(to.error("look into", &error)),
+        }
+        let old = ClusterFile::read(self.from, &keys, &self.from.deadline())
+            .map_err(|error| self.from.error("look into", &error))?;
+        let text = recovery_text(self.cluster, self.sysid, to.url(), self.sealer.ending());
+        to.storage()
+            .put_new(&keys.recovery_text(), &Bytes::from(text), &deadline)
+            .map_err(|error| to.error("initialise", &error))?;
+        ClusterFile::new(self.cluster, self.sysid, old.wal_segment_size, old.postgresql_version)
+            .write(to, &keys)?;
+        Ok(())
+    }
+
+    /// Fails where what both hold is the same with the same header: the new repository was filled by `sync`, and nothing in
+    /// it can be replaced.
+    fn refuse_mere_copies(
+        &self,
+        held: &BTreeMap<String, storage::Object>,
+        there: &BTreeMap<String, storage::Object>,
+    ) -> Result<()> {
+        let both: Vec<&String> =
+            there.keys().filter(|key| key.ends_with(LZ4_AGE) && held.contains_key(*key)).collect();
+        for key in both.iter().step_by(both.len().div_ceil(SAMPLES).max(1)) {
+            let (old, new) =
+                (start(self.from, key, held[*key].size)?, start(self.to, key, there[*key].size)?);
+            let header = |start: &[u8]| Some(start.get(..header_length(start)? as usize)?.to_vec());
+            if header(&old).is_some() && header(&old) == header(&new) {
+                return Err(Error::new(
+                    Kind::Conflict,
+                    format!(
+                        "\"{key}\" in repository \"{}\" is wrapped as it was: it came there by sync",
+                        self.to.name()
+                    ),
+                )
+                .with_hint(
+                    "what is stored is never rewritten; give a prefix or directory that holds nothing yet",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the first bytes of an object.
+fn start(repository: &Repository, key: &str, size: u64) -> Result<Vec<u8>> {
+    let what = format!("get \"{key}\" from");
+    let range = Some(0..size.min(START));
+    let mut bytes = Vec::new();
+    repository
+        .storage()
+        .get(key, range, &repository.deadline())
+        .map_err(|error| repository.error(&what, &error))?
+        .read_to_end(&mut bytes)
+        .map_err(|error| {
+            Error::new(Kind::Repository, format!("{what} repository \"{}\": {error}", repository.name()))
+        })?;
+    Ok(bytes)
+}
+
+/// One run.
+struct Run<'a> {
+    request: &'a Request<'a>,
+    keys: ClusterKeys,
+    /// Size and CRC-32 of what this run wrote.
+    written: Mutex<HashMap<String, (u64, u32)>>,
+    /// What no identity opens, with its size.
+    unreadable: Mutex<BTreeMap<String, u64>>,
+    unencrypted: AtomicUsize,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Run<'_> {
+    fn copy(&self, task: &Task<'_>) -> Result<()> {
+        let key = &task.object.key;
+        if key.ends_with(SUMMARY_NAME) && key.starts_with(&self.keys.backups()) {
+            return self.copy_summary(task);
+        }
+        if !key.ends_with(LZ4_AGE) {
+            if key.ends_with(codec::LZ4) {
+                self.unencrypted.fetch_add(1, Ordering::Relaxed);
+            }
+            return copy_object(task.from, task.to, key);
+        }
+        let rewrapped = if task.object.size <= LARGEST_WHOLE {
+            self.copy_checked(task)
+        } else {
+            copy_changed(task.from, task.to, key, &|start| {
+                let (header, replaced) = self.rewrap(key, start)?;
+                Ok(Some((header.bytes, replaced)))
+            })
+        };
+        match rewrapped {
+            Ok(written) => {
+                if let Some(written) = written {
+                    locked(&self.written).insert(key.clone(), written);
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == Kind::Config => {
+                tracing::warn!("{error}");
+                locked(&self.unreadable).insert(key.clone(), task.object.size);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn rewrap(&self, key: &str, start: &[u8]) -> Result<(codec::Header, usize)> {
+        codec::rewrap(start, self.request.opener, self.request.sealer)
+            .map_err(|error| error.context(format!("rewrap \"{key}\"")))
+    }
+
+    /// Copies an object that fits into memory, and reads it to its end before: age authenticates every byte, and damage must
+    /// not be handed on.
+    fn copy_checked(&self, task: &Task<'_>) -> Result<Option<(u64, u32)>> {
+        let Task { from, to, object } = task;
+        let key = &object.key;
+        let mut body = read_stored(from, key, object.size)?;
+        let (header, replaced) = self.rewrap(key, &body)?;
+        let mut plaintext = self.request.opener.open(key, &body[..])?;
+        std::io::copy(&mut plaintext, &mut std::io::sink())
+            .map_err(|error| codec::reading_failed(&error).context(format!("rewrap \"{key}\"")))?;
+        drop(plaintext);
+        body.splice(..replaced, header.bytes);
+        let (size, crc) = (body.len() as u64, crc32fast::hash(&body));
+        let put = to.storage().put_new(key, &Bytes::from(body), &to.deadline());
+        let put = put.map_err(|error| to.error(&format!("put \"{key}\" to"), &error))?;
+        Ok((put == Put::Created).then_some((size, crc)))
+    }
+
+    /// Writes the summary of a backup, once the new repository has all that the backup needs.
+    fn copy_summary(&self, task: &Task<'_>) -> Result<()> {
+        let key = &task.object.key;
+        let below = key.strip_prefix(&self.keys.backups()).unwrap_or_default();
+        let id = below.split('/').next().unwrap_or_default();
+        let named = |error: Error| error.context(format!("rewrap backup {id}"));
+        let mut summary = read_summary(task.from, &self.keys, id)
+            .map_err(|error| named(task.from.error("read a backup's summary in", &error)))?;
+        if summary.format > BACKUP_FORMAT {
+            return Err(named(Error::corrupt(format!("its format is {}", summary.format))));
+        }
+        for segment in summary.wal_segments() {
+            let contents = self.keys.wal_contents(ArchiveFileName::Segment(segment));
+            if locked(&self.unreadable).keys().any(|key| key.starts_with(&contents)) {
+                return Err(named(Error::config(format!(
+                    "no identity opens WAL segment {segment}, which it needs"
+                ))));
+            }
+        }
+        let folder = self.keys.backup(id);
+        summary.stored_size = 0;
+        let objects = summary
+            .pieces
+            .iter_mut()
+            .chain(&mut summary.config)
+            .chain(std::iter::once(&mut summary.manifest));
+        for object in objects {
+            self.describe(&folder, object).map_err(named)?;
+            summary.stored_size += object.size;
+        }
+        let text = serde_json::to_vec_pretty(&summary).context("write backup.json")?;
+        let put = task.to.storage().put_new(key, &Bytes::from(text), &task.to.deadline());
+        put.map(drop).map_err(|error| named(task.to.error("put backup.json to", &error)))
+    }
+
+    /// Gives `object` the size and the CRC-32 that it has in the new repository.
+    fn describe(&self, folder: &str, object: &mut StoredObject) -> Result<()> {
+        let key = format!("{folder}{}", object.name);
+        if locked(&self.unreadable).contains_key(&key) {
+            return Err(Error::config(format!("no identity opens its object \"{}\"", object.name)));
+        }
+        let written = locked(&self.written).remove(&key);
+        (object.size, object.crc32) = match written {
+            Some(written) => written,
+            None => self.look_at(&key, object)?,
+        };
+        Ok(())
+    }
+
+    /// Returns size and CRC-32 of an object that an earlier run wrote, after a look at whether it is the same payload.
+    fn look_at(&self, key: &str, object: &StoredObject) -> Result<(u64, u32)> {
+        let Request { from, to, .. } = self.request;
+        let failed = |error: &storage::Error| to.error(&format!("look at \"{key}\" in"), error);
+        let size = to.storage().head(key, &to.deadline()).map_err(|error| failed(&error))?.size;
+        let (length, crc, new) =
+            checksum_stored(to, key, size, START as usize).map_err(|error| failed(&error))?;
+        let same = if key.ends_with(LZ4_AGE) {
+            let old = payload(&start(from, key, object.size)?, object.size);
+            old.is_some() && old == payload(&new, length)
+        } else {
+            (length, crc) == (object.size, object.crc32)
+        };
+        if !same || length != size {
+            return Err(Error::corrupt(format!(
+                "\"{key}\" in repository \"{}\" is not what repository \"{}\" has",
+                to.name(),
+                from.name()
+            )));
+        }
+        Ok((length, crc))
+    }
+}
+
+/// Returns the length and the nonce of the payload of an object that begins with `start`; none where it has no whole header.
+fn payload(start: &[u8], size: u64) -> Option<(u64, Vec<u8>)> {
+    let header = header_length(start)?;
+    let at = header as usize;
+    Some((size.checked_sub(header)?, start.get(at..at + NONCE)?.to_vec()))
+}
+
+#[cfg(test)]
+mod tests;
