@@ -1,8 +1,8 @@
 //! What the repositories hold of one cluster, as a recovery sees it: backups, histories, WAL.
 
-use super::pieces::each_in_parallel;
 use crate::codec::Opener;
 use crate::kind::{Error, Kind, Result};
+use crate::parallel::each_in_parallel;
 use crate::postgres::{
     ArchiveFileName, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize,
 };

@@ -5,7 +5,7 @@ use super::visit::{Visit, lock};
 use crate::codec::{self, header_length};
 use crate::index::{Seen, below_cluster};
 use crate::kind::{Kind, Result};
-use crate::recovery::pieces::each_in_parallel;
+use crate::parallel::each_in_parallel;
 use crate::repository::checksum_stored;
 use crate::storage::Object;
 use jiff::Timestamp;
