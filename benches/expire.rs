@@ -29,7 +29,7 @@ use walden::upkeep::expire::{Request, plan};
 use walden::upkeep::holdings::{catalog, look};
 use walden::upkeep::rebuild::rebuild;
 use walden::upkeep::retention::Policy;
-use walden::upkeep::verify::{Request as VerifyRequest, verify};
+use walden::upkeep::verify::{QUESTIONS, Request as VerifyRequest, verify};
 
 const SEGMENTS: u64 = 100_000;
 const BACKUPS: u64 = 500;
@@ -127,6 +127,7 @@ fn verify_runs(store: &S3Store, options: &S3Options) {
             reread: Duration::from_hours(30 * 24),
             all: false,
             parallel: 4,
+            questions: QUESTIONS,
             in_flight: Duration::from_mins(2),
             busy: BTreeSet::new(),
             pg_wal: dir.path(),

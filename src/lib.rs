@@ -32,7 +32,7 @@
 //! | level | modules |
 //! |---|---|
 //! | vocabulary | [`postgres`], [`kind`], [`progress`] |
-//! | mechanisms | [`codec`], [`durable`], [`shutdown`], [`storage`], [`index`], [`server`] |
+//! | mechanisms | [`codec`], [`durable`], [`parallel`], [`shutdown`], [`storage`], [`index`], [`server`] |
 //! | repository | [`repository`] |
 //! | engines | [`archive`], [`backup`], [`recovery`], [`upkeep`] |
 //! | shell | [`config`], [`error`], [`log`], [`commands`] |
@@ -47,6 +47,7 @@ pub mod error;
 pub mod index;
 pub mod kind;
 pub mod log;
+pub mod parallel;
 pub mod postgres;
 pub mod progress;
 pub mod recovery;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The levels, from the one that all others may use to the one that may use all others.
 const LEVELS: [(&str, &[&str]); 5] = [
     ("vocabulary", &["postgres", "kind", "progress"]),
-    ("mechanisms", &["codec", "durable", "shutdown", "storage", "index", "server"]),
+    ("mechanisms", &["codec", "durable", "parallel", "shutdown", "storage", "index", "server"]),
     ("repository", &["repository"]),
     ("engines", &["archive", "backup", "recovery", "upkeep"]),
     ("shell", &["config", "error", "log", "commands", "main"]),

@@ -1,6 +1,7 @@
 //! Printing: tables, sizes, JSON.
 
 use crate::kind::{Context, Result};
+pub use crate::upkeep::verdict::count;
 use std::fmt::Write as _;
 
 /// How a reporting command prints.
@@ -45,9 +46,4 @@ pub fn table(rows: &[Vec<String>]) -> String {
         let _ = writeln!(text, "  {}", line.trim_end());
     }
     text
-}
-
-/// Returns a number of things: `1 backup`, `2 backups`.
-pub fn count(n: usize, thing: &str) -> String {
-    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }

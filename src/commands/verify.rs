@@ -9,7 +9,7 @@ use crate::kind::{Error, Kind, Result};
 use crate::postgres::SystemIdentifier;
 use crate::progress::Progress;
 use crate::repository::Repository;
-use crate::upkeep::verify::{Problem, Report, RepositoryReport, Request, verify};
+use crate::upkeep::verify::{Problem, QUESTIONS, Report, RepositoryReport, Request, verify};
 use jiff::Timestamp;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub struct Args {
     /// Look at everything again, also at what was looked at
     #[arg(long)]
     all: bool,
-    /// How many objects are looked at at once (default: archive.parallel)
+    /// How many objects are looked at at once (default: archive.parallel to read them, 32 to ask S3 for checksums)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: Option<u16>,
     /// Text for people or JSON for programs
@@ -85,6 +85,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         reread: args.every.unwrap_or(config.reread),
         all: args.all,
         parallel: args.parallel.map_or(config.archive.parallel, usize::from),
+        questions: args.parallel.map_or(QUESTIONS, usize::from),
         in_flight: config.archive.deadline,
         busy: setup::backups_in_progress(&config),
         pg_wal: &pg_wal,

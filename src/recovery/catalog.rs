@@ -1,8 +1,8 @@
 //! What the repositories hold of one cluster, as a recovery sees it: backups, histories, WAL.
 
-use super::pieces::each_in_parallel;
 use crate::codec::Opener;
 use crate::kind::{Error, Kind, Result};
+use crate::parallel::each_in_parallel;
 use crate::postgres::{
     ArchiveFileName, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize,
 };
@@ -49,17 +49,14 @@ pub struct Catalog<'r> {
 
 /// Returns the system identifiers that any of `repositories` knows for `cluster`. Fails with the first repository
 /// that cannot be asked: what only that one holds is not known.
-pub fn system_identifiers(
-    repositories: &[&Repository],
-    cluster: &str,
-) -> Result<BTreeMap<SystemIdentifier, Vec<String>>> {
+pub fn system_identifiers(repositories: &[&Repository], cluster: &str) -> Result<BTreeSet<SystemIdentifier>> {
     let answers = ask_all(
         repositories,
         usize::MAX,
         |repository, deadline| (repository, clusters(repository, cluster, deadline)),
         |_| false,
     );
-    let mut found: BTreeMap<SystemIdentifier, Vec<String>> = BTreeMap::new();
+    let mut found = BTreeSet::new();
     for (repository, answer) in answers {
         let known = answer.map_err(|error| repository.error("look into", &error))?;
         if known.is_empty() {
@@ -69,9 +66,7 @@ pub fn system_identifiers(
             )
             .with_hint("not mounted, a wrong prefix, or never initialised"));
         }
-        for sysid in known {
-            found.entry(sysid).or_default().push(repository.name().to_owned());
-        }
+        found.extend(known);
     }
     Ok(found)
 }

@@ -3,9 +3,10 @@
 //! Contents decide, by CRC-32C, and never times: a file that was changed and given its old time is restored.
 
 use super::layout::{ExtentRecord, Layout};
-use super::pieces::{CHUNK, each_in_parallel};
+use super::pieces::CHUNK;
 use crate::durable::at;
 use crate::kind::{Context, Error, Kind, Result};
+use crate::parallel::each_in_parallel;
 use crate::progress::Progress;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};

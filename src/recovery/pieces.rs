@@ -5,6 +5,7 @@ use super::restore::Source;
 use crate::codec::{Opener, reading_failed};
 use crate::durable::at;
 use crate::kind::{Context, Error, Kind, Result};
+use crate::parallel::each_in_parallel;
 use crate::progress::Progress;
 use crate::repository::backup::{BackupSummary, StoredObject};
 use bytes::{Buf, Bytes};
@@ -12,7 +13,6 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// How much is read and written at a time.
@@ -66,33 +66,6 @@ fn differs(object: &StoredObject, bytes: &[u8]) -> Error {
         object.size,
         object.crc32
     ))
-}
-
-/// Calls `each` with the numbers below `count`, from so many threads, until one of them fails.
-pub fn each_in_parallel(
-    workers: usize,
-    count: usize,
-    each: impl Fn(usize) -> Result<()> + Sync,
-) -> Result<()> {
-    let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
-    std::thread::scope(|scope| {
-        for _ in 0..workers.min(count) {
-            scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    if at >= count {
-                        return;
-                    }
-                    if let Err(error) = each(at) {
-                        next.store(count, Ordering::Relaxed);
-                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// The pieces of a backup on their way into a directory.

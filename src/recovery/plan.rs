@@ -2,7 +2,7 @@
 //! settings. Made from listings and the summaries of a few backups, however many there are; a few segments are read to
 //! know what can be reached (`reach`), many only where the target is a transaction or a restore point.
 
-use super::catalog::{Catalog, HeldBackup, start_of_backup, system_identifiers};
+use super::catalog::{Catalog, HeldBackup, start_of_backup};
 use super::path::{WalPath, stored_bytes, walk};
 use super::reach::{OnTheWay, Reach};
 use super::scan::{self, Around, LastCommit};
@@ -13,7 +13,7 @@ use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalSegmentName};
 use crate::repository::backup::BackupSummary;
 use crate::repository::{Repository, WalObject};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 /// What to do first when the archive ends too early.
 pub(super) const NOT_ARCHIVED_YET: &str =
@@ -114,19 +114,20 @@ const NEWEST: usize = 3;
 /// Makes the plan. Fails with [`Kind::Target`] when the target cannot be reached, [`Kind::Repository`] when a
 /// repository cannot be asked, [`Kind::Config`] without the identity.
 ///
-/// `index` saves reading segments that hold no commit, where it knows them.
+/// `known` are the system identifiers that the repositories know ([`super::catalog::system_identifiers`]). `index` saves reading
+/// segments that hold no commit, where it knows them.
 pub fn plan<'r>(
     request: &Request,
     repositories: &[&'r Repository],
+    known: &BTreeSet<SystemIdentifier>,
     opener: &Opener,
     index: &IndexHandle,
 ) -> Result<Plan<'r>> {
-    let known = system_identifiers(repositories, &request.cluster)?;
     let chosen = |ids: &[String]| likely(request, ids);
-    match plan_with(request, repositories, &known, opener, index, &chosen) {
+    match plan_with(request, repositories, known, opener, index, &chosen) {
         // Why not, and what is nearest, needs all backups.
         Err(error) if error.kind() == Kind::Target => {
-            plan_with(request, repositories, &known, opener, index, &<[String]>::to_vec)
+            plan_with(request, repositories, known, opener, index, &<[String]>::to_vec)
         }
         planned => planned,
     }
@@ -151,13 +152,13 @@ fn likely(request: &Request, ids: &[String]) -> Vec<String> {
 fn plan_with<'r>(
     request: &Request,
     repositories: &[&'r Repository],
-    known: &BTreeMap<SystemIdentifier, Vec<String>>,
+    known: &BTreeSet<SystemIdentifier>,
     opener: &Opener,
     index: &IndexHandle,
     choose: &dyn Fn(&[String]) -> Vec<String>,
 ) -> Result<Plan<'r>> {
     let mut catalogs = Vec::new();
-    for sysid in known.keys() {
+    for sysid in known {
         let mut catalog = Catalog::read_some(repositories, &request.cluster, *sysid, choose)?;
         let idle = index.run(|index| index.without_commits(*sysid)).unwrap_or_default();
         catalog.idle = idle.into_iter().collect();

@@ -7,12 +7,13 @@
 
 use super::delta::{self, Differences};
 use super::layout::{FileRecord, Layout, LayoutBuilder};
-use super::pieces::{Pieces, each_in_parallel, with_copies};
+use super::pieces::{Pieces, with_copies};
 use super::places::Places;
 use super::restored_config;
 use crate::codec::Opener;
 use crate::durable::{self, at};
 use crate::kind::{Context, Error, Result};
+use crate::parallel::each_in_parallel;
 use crate::postgres::{Tablespace, TablespaceMap};
 use crate::progress::Progress;
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, ManifestLine, StoredObject};

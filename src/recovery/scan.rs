@@ -2,9 +2,9 @@
 
 use super::catalog::Catalog;
 use super::path::{WalPath, walk};
-use super::pieces::each_in_parallel;
 use crate::codec::Opener;
 use crate::kind::Result;
+use crate::parallel::each_in_parallel;
 use crate::postgres::wal::{
     Carry, ReaderOptions, Record, RecordVisitor, ResourceManager, SegmentSummary, Summarizer, TransactionEnd,
     TransactionOutcome, summarize,

@@ -2,7 +2,7 @@
 //!
 //! Lives here: the layout of keys (`keys`), the file that says which cluster a prefix belongs to (`cluster`), WAL
 //! objects (`wal`), backups (`backup`, `backups`, and `backup_leftovers` of those that broke off), what an index found out
-//! (`digest`), many calls to one repository at once (`parallel`), and doing the same in several repositories at once (`several`,
+//! (`digest`), listings of many prefixes at once (`prefixes`), and doing the same in several repositories at once (`several`,
 //! `stream`).
 //! Does not live here: when something is archived or restored, and what a failure means to PostgreSQL (the engines).
 
@@ -13,8 +13,8 @@ mod cluster;
 mod copy;
 mod digest;
 mod keys;
-mod parallel;
 mod pins;
+mod prefixes;
 mod recovery_text;
 mod several;
 mod stored;
@@ -27,8 +27,8 @@ pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
 pub use copy::{Change, LARGEST_WHOLE, copy_changed, copy_object};
 pub use digest::{digest_key, list_digests, read_digest};
 pub use keys::{ClusterKeys, WalObject};
-pub use parallel::{in_parallel, list_prefixes};
 pub use pins::{is_pinned, list_pins, pin, unpin};
+pub use prefixes::list_prefixes;
 pub use recovery_text::recovery_text;
 pub use several::{Outcome, ask_all, ship};
 pub use stored::{checksum_stored, read_stored};

@@ -3,12 +3,12 @@
 use crate::codec::Opener;
 use crate::index::{EventRow, Found, Index, ListedFile, SegmentFacts};
 use crate::kind::Result;
+use crate::parallel::each_in_parallel;
 use crate::postgres::wal::events::{Contribution, EventOptions, EventScanner, Tracker};
 use crate::postgres::wal::{ReaderOptions, Summarizer};
 use crate::postgres::{Lsn, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::progress::Progress;
 use crate::recovery::catalog::Catalog;
-use crate::recovery::pieces::each_in_parallel;
 use crate::repository::{Repository, WalObject};
 use jiff::Timestamp;
 use std::collections::BTreeMap;

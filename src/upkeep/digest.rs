@@ -4,8 +4,9 @@
 use crate::codec::{Opener, Sealer};
 use crate::index::{DigestLine, Index, IndexHandle, Undigested};
 use crate::kind::{Context, Error, Result};
+use crate::parallel::in_parallel;
 use crate::postgres::SystemIdentifier;
-use crate::repository::{ClusterKeys, Repository, digest_key, in_parallel, list_digests, read_digest, ship};
+use crate::repository::{ClusterKeys, Repository, digest_key, list_digests, read_digest, ship};
 use crate::storage::Object;
 use bytes::Bytes;
 use std::collections::BTreeMap;

@@ -3,12 +3,13 @@
 //! Once a day, and where something does not fit, everything is listed. Without an index that is each time.
 
 use crate::index::{HeldChunk, HeldWal, IndexHandle, RepositoryStamp};
+use crate::parallel::in_parallel;
 use crate::postgres::{CHUNK, SegmentSet, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::recovery::catalog::{Catalog, HeldBackup};
 use crate::repository::backup::{BackupSummary, SUMMARY_NAME};
 use crate::repository::{
-    ClusterFile, ClusterKeys, ClusterState, Repository, WalObject, in_parallel, list_histories,
-    list_prefixes, list_wal_from, list_wal_timeline, read_summary, timelines, wal_prefixes,
+    ClusterFile, ClusterKeys, ClusterState, Repository, WalObject, list_histories, list_prefixes,
+    list_wal_from, list_wal_timeline, read_summary, timelines, wal_prefixes,
 };
 use crate::storage::{self, Deadline};
 use jiff::{SignedDuration, Timestamp};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::support::s3_store::{Fault, Operation, Rule};
+use crate::support::s3_store::{Fault, Operation, Request, Rule};
 use crate::support::site::{SiteOptions, walk};
 use crate::support::{Fork, Moto, PATIENCE, S3Store, Site, live_test, user, wait_until};
 
@@ -344,6 +344,26 @@ live_test!(
         store.heal();
         store.set_down(true);
         site.walden.run(&["verify", "--repository", "s3"]).expect_code(4);
+    }
+);
+
+live_test!(
+    [15]
+    fn more_questions_for_checksums_are_under_way_than_files_are_archived_at_once(pg: Installation) {
+        let store = S3Store::start();
+        let site = Site::with(&pg, &on_s3(&store.endpoint, store.env()));
+        crate::support::Ledger::create(&site.cluster);
+        let segments = site.fill(8).len();
+        store.forget_requests();
+        store.fail(Rule::new(Fault::Hang).on(Operation::HeadObject).key("/wal/"));
+        let mut verifying = site.walden.spawn(&["verify", "--repository", "s3"]);
+        wait_until("every segment is asked about, although there is no answer to any", || {
+            let waits = |request: &&Request| request.key.contains("/wal/") && request.status.is_none();
+            store.requests().iter().filter(waits).count() >= segments || !verifying.is_running()
+        });
+        assert!(verifying.is_running());
+        verifying.signal(nix::sys::signal::Signal::SIGKILL);
+        verifying.wait(PATIENCE);
     }
 );
 

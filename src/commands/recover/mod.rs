@@ -139,10 +139,11 @@ fn recover(
         backup: args.backup.clone(),
         through: args.through.clone(),
     };
-    for sysid in system_identifiers(repositories, &config.cluster)?.keys() {
+    let known = system_identifiers(repositories, &config.cluster)?;
+    for sysid in &known {
         fill_if_bare(&config.cluster, *sysid, repositories, opener, index);
     }
-    let plan = plan(&request, repositories, opener, index)?;
+    let plan = plan(&request, repositories, &known, opener, index)?;
     let estimate = Estimate::of(&plan, index);
     if args.output == Format::Json && args.plan {
         let mut value = serde_json::to_value(&plan).context("write JSON")?;

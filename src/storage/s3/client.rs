@@ -74,7 +74,7 @@ pub(super) async fn connect(options: &S3Options, credentials: Option<&Credential
     let shared = loader.load().await;
 
     let config = aws_sdk_s3::config::Builder::from(&shared)
-        .http_client(http)
+        .http_client(http.watched())
         .force_path_style(options.path_style)
         // Attempts and deadlines are this crate's own: see `Retry` and `watch`.
         .retry_config(RetryConfig::disabled())

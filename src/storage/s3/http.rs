@@ -50,7 +50,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The client. Clones share their connections.
 #[derive(Debug, Clone)]
-pub(super) struct Http(Arc<Inner>);
+pub(super) struct Http {
+    inner: Arc<Inner>,
+    is_watched: bool,
+}
 
 struct Inner {
     ca_file: Option<PathBuf>,
@@ -72,16 +75,22 @@ pub(super) struct TlsSetup(pub(super) String);
 impl Http {
     /// Returns a client that trusts the system's root certificates, or only those in `ca_file`. Does no I/O.
     pub(super) fn new(ca_file: Option<PathBuf>) -> Self {
-        Self(Arc::new(Inner { ca_file, plain: OnceLock::new(), tls: OnceLock::new() }))
+        let inner = Arc::new(Inner { ca_file, plain: OnceLock::new(), tls: OnceLock::new() });
+        Self { inner, is_watched: false }
+    }
+
+    /// Returns the client for requests to a store: each is followed by the [`Watch`] over its call.
+    pub(super) fn watched(self) -> Self {
+        Self { is_watched: true, ..self }
     }
 
     /// Sends a request that is none of the SDK's and returns the status of the answer.
     pub(super) async fn send(&self, mut request: http::Request<SdkBody>) -> Result<u16, BoxError> {
         let response = if request.uri().scheme_str() == Some("https") {
-            self.0.tls()?.request(request).await?
+            self.inner.tls()?.request(request).await?
         } else {
             add_proxy_credentials(&mut request);
-            self.0.plain().request(request).await?
+            self.inner.plain().request(request).await?
         };
         Ok(response.status().as_u16())
     }
@@ -147,7 +156,11 @@ impl HttpClient for Http {
         let timeout = settings
             .read_timeout()
             .map_or(UNWATCHED_TIMEOUT, |read| read + settings.connect_timeout().unwrap_or(CONNECT_TIMEOUT));
-        SharedHttpConnector::new(Connector { http: Arc::clone(&self.0), timeout })
+        SharedHttpConnector::new(Connector {
+            http: Arc::clone(&self.inner),
+            is_watched: self.is_watched,
+            timeout,
+        })
     }
 }
 
@@ -155,12 +168,13 @@ impl HttpClient for Http {
 #[derive(Debug)]
 struct Connector {
     http: Arc<Inner>,
+    is_watched: bool,
     timeout: Duration,
 }
 
 impl SdkConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let watch = request.extension::<Arc<Watch>>().cloned();
+        let watch = self.is_watched.then(Watch::current).flatten();
         let mut request = match request.try_into_http1x() {
             Ok(request) => request,
             Err(error) => return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),

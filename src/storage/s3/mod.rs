@@ -19,7 +19,6 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::ChecksumMode;
-use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use base64::Engine;
 use bytes::Bytes;
 use errors::{Failure, failure};
@@ -137,23 +136,23 @@ impl S3Storage {
         &self,
         what: &str,
         deadline: &Deadline,
-        request: impl FnOnce(Client, Mark) -> F,
+        request: impl FnOnce(Client) -> F,
     ) -> Result<(T, Arc<Watch>), Failure>
     where
         F: Future<Output = Result<T, SdkError<E>>>,
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let watch = Arc::new(Watch::default());
-        let mark = Mark(Arc::clone(&watch));
         let answer = async {
             let client = self
                 .client
                 .get_or_try_init(|| client::connect(&self.options, self.credentials.as_ref()))
                 .await?;
             // The SDK's futures are large.
-            let answer: std::pin::Pin<Box<dyn Future<Output = _>>> = Box::pin(request(client.clone(), mark));
+            let answer: std::pin::Pin<Box<dyn Future<Output = _>>> = Box::pin(request(client.clone()));
             answer.await.map_err(|error| failure(what, &error))
         };
+        let answer = Watch::over(&watch, answer);
         let answer = client::runtime()?.block_on(watch.wait(deadline, what, answer))??;
         Ok((answer, watch))
     }
@@ -163,10 +162,10 @@ impl S3Storage {
         let full = self.full(key)?;
         let what = format!("HeadObject \"{key}\"");
         let head = |with_checksum: bool| {
-            self.call(&what, deadline, |client, mark| {
+            self.call(&what, deadline, |client| {
                 let mode = with_checksum.then_some(ChecksumMode::Enabled);
                 let request = client.head_object().bucket(&self.options.bucket).key(&full);
-                request.set_checksum_mode(mode).customize().mutate_request(mark.put()).send()
+                request.set_checksum_mode(mode).send()
             })
         };
         let answer = match head(true) {
@@ -204,7 +203,7 @@ impl S3Storage {
     }
 
     fn page(&self, what: &str, page: Page<'_>, deadline: &Deadline) -> Result<ListObjectsV2Output> {
-        let listed = self.call(what, deadline, |client, mark| {
+        let listed = self.call(what, deadline, |client| {
             let request = client
                 .list_objects_v2()
                 .bucket(&self.options.bucket)
@@ -213,7 +212,7 @@ impl S3Storage {
                 .set_start_after(page.start_after.map(|key| format!("{}{key}", self.prefix)))
                 .set_continuation_token(page.token)
                 .max_keys(i32::try_from(page.limit.min(PAGE)).unwrap_or(1000));
-            request.customize().mutate_request(mark.put()).send()
+            request.send()
         });
         listed.map(|(page, _)| page).map_err(|failure| failure.error)
     }
@@ -227,15 +226,6 @@ struct Page<'a> {
     start_after: Option<&'a str>,
     token: Option<String>,
     limit: usize,
-}
-
-/// Marks a request, so that the client below the SDK lets its [`Watch`] follow.
-struct Mark(Arc<Watch>);
-
-impl Mark {
-    fn put(self) -> impl Fn(&mut HttpRequest) + Send + Sync + 'static {
-        move |request| request.add_extension(Arc::clone(&self.0))
-    }
 }
 
 fn timestamp(time: &aws_sdk_s3::primitives::DateTime) -> Option<jiff::Timestamp> {
@@ -281,12 +271,12 @@ impl Storage for S3Storage {
             return if range.end > size { Err(beyond()) } else { Ok(Box::new(io::empty())) };
         }
         let what = format!("GetObject \"{key}\"");
-        let answer = self.call(&what, deadline, |client, mark| {
+        let answer = self.call(&what, deadline, |client| {
             let wanted = range.as_ref().map(|range| format!("bytes={}-{}", range.start, range.end - 1));
             // The SDK verifies the checksum of the whole, where the store has one, at the end of the body.
             let mode = (range.is_none() && self.options.checksums).then_some(ChecksumMode::Enabled);
             let request = client.get_object().bucket(&self.options.bucket).key(&full);
-            request.set_range(wanted).set_checksum_mode(mode).customize().mutate_request(mark.put()).send()
+            request.set_range(wanted).set_checksum_mode(mode).send()
         });
         let (object, watch) = match answer {
             Ok(answer) => answer,
@@ -383,9 +373,9 @@ impl Storage for S3Storage {
 
     fn delete(&self, key: &str, deadline: &Deadline) -> Result<()> {
         let full = self.full(key)?;
-        let answer = self.call(&format!("DeleteObject \"{key}\""), deadline, |client, mark| {
+        let answer = self.call(&format!("DeleteObject \"{key}\""), deadline, |client| {
             let request = client.delete_object().bucket(&self.options.bucket).key(&full);
-            request.customize().mutate_request(mark.put()).send()
+            request.send()
         });
         match answer {
             Ok(_) => Ok(()),

@@ -138,7 +138,7 @@ fn send(
     let full = storage.full(key)?;
     let options = &storage.options;
     storage
-        .call(&format!("PutObject \"{key}\""), deadline, |client, mark| {
+        .call(&format!("PutObject \"{key}\""), deadline, |client| {
             let crc32 = extras.checksum.then(|| BASE64.encode(crc32fast::hash(body).to_be_bytes()));
             // Object Lock wants one or the other, and every store that was ever called S3 knows this one.
             let md5 = (!extras.checksum).then(|| BASE64.encode(md5::Md5::digest(body)));
@@ -157,7 +157,6 @@ fn send(
                 .customize()
                 // The signature covers the checksum, and the store checks that: no need to hash the body twice.
                 .disable_payload_signing()
-                .mutate_request(mark.put())
                 .send()
         })
         .map(drop)

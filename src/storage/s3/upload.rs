@@ -70,7 +70,7 @@ fn create(
 ) -> Result<String, Failure> {
     let what = format!("CreateMultipartUpload \"{key}\"");
     let options = &storage.options;
-    let (answer, _) = storage.call(&what, deadline, |client, mark| {
+    let (answer, _) = storage.call(&what, deadline, |client| {
         let request = client
             .create_multipart_upload()
             .bucket(&options.bucket)
@@ -80,9 +80,7 @@ fn create(
             .set_storage_class(options.storage_class.as_deref().map(StorageClass::from))
             .set_server_side_encryption(options.kms_key_id.as_ref().map(|_| ServerSideEncryption::AwsKms))
             .set_ssekms_key_id(options.kms_key_id.clone())
-            .set_tagging((!options.tags.is_empty()).then(|| put::tagging(&options.tags)))
-            .customize()
-            .mutate_request(mark.put());
+            .set_tagging((!options.tags.is_empty()).then(|| put::tagging(&options.tags)));
         async {
             match request.send().await {
                 Ok(answer) => Ok(answer.upload_id),
@@ -119,7 +117,7 @@ impl S3Upload<'_> {
         let id = self.id()?;
         let (answer, _) = self
             .storage
-            .call(&what, &self.deadline, |client, mark| {
+            .call(&what, &self.deadline, |client| {
                 client
                     .upload_part()
                     .bucket(&self.storage.options.bucket)
@@ -132,7 +130,6 @@ impl S3Upload<'_> {
                     .customize()
                     // As in `put`: the store checks what the signature covers.
                     .disable_payload_signing()
-                    .mutate_request(mark.put())
                     .send()
             })
             .map_err(|failure| failure.error)?;
@@ -163,22 +160,19 @@ impl S3Upload<'_> {
         let (crc, length) = self.whole();
         let length = i64::try_from(length).unwrap_or(i64::MAX);
         let id = self.id()?;
-        let answer =
-            storage.call(&format!("CompleteMultipartUpload \"{}\"", self.key), deadline, |client, mark| {
-                client
-                    .complete_multipart_upload()
-                    .bucket(&storage.options.bucket)
-                    .key(&self.full)
-                    .upload_id(id)
-                    .multipart_upload(parts)
-                    .set_if_none_match(extras.condition.then(|| "*".to_owned()))
-                    .set_checksum_crc32(extras.checksum.then(|| encoded(&crc)))
-                    .set_checksum_type(extras.checksum.then_some(ChecksumType::FullObject))
-                    .set_mpu_object_size(extras.checksum.then_some(length))
-                    .customize()
-                    .mutate_request(mark.put())
-                    .send()
-            });
+        let answer = storage.call(&format!("CompleteMultipartUpload \"{}\"", self.key), deadline, |client| {
+            client
+                .complete_multipart_upload()
+                .bucket(&storage.options.bucket)
+                .key(&self.full)
+                .upload_id(id)
+                .multipart_upload(parts)
+                .set_if_none_match(extras.condition.then(|| "*".to_owned()))
+                .set_checksum_crc32(extras.checksum.then(|| encoded(&crc)))
+                .set_checksum_type(extras.checksum.then_some(ChecksumType::FullObject))
+                .set_mpu_object_size(extras.checksum.then_some(length))
+                .send()
+        });
         let Err(failure) = answer else { return Ok(Put::Created) };
         match failure.status {
             Some(412) => put::existed(storage, &self.key, &failure, deadline),
@@ -196,10 +190,10 @@ impl S3Upload<'_> {
         let deadline = Deadline::stall(ABORT_TIME);
         deadline.cut_after(ABORT_TIME);
         let what = format!("AbortMultipartUpload \"{}\"", self.key);
-        let answer = self.storage.call(&what, &deadline, |client, mark| {
+        let answer = self.storage.call(&what, &deadline, |client| {
             let request =
                 client.abort_multipart_upload().bucket(&self.storage.options.bucket).key(&self.full);
-            request.upload_id(id).customize().mutate_request(mark.put()).send()
+            request.upload_id(id).send()
         });
         if let Err(failure) = answer
             && failure.status != Some(404)

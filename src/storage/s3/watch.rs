@@ -4,7 +4,7 @@ use crate::storage::{Deadline, Error, Result};
 use hyper_util::client::legacy::connect::CaptureConnection;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether bytes have moved and whether the deadline was cut.
@@ -23,18 +23,35 @@ impl Meter {
 /// Follows one request: which connection carries it, and what that has moved.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    connection: OnceLock<CaptureConnection>,
+    connection: Mutex<Option<CaptureConnection>>,
+}
+
+tokio::task_local! {
+    /// What watches the call that is being made. Handed over beside the SDK: an interceptor for each call would make it
+    /// put the whole configuration together anew.
+    static CURRENT: Arc<Watch>;
 }
 
 impl Watch {
+    /// Returns the future with the watch over it: the client below the SDK finds it by [`Watch::current`].
+    pub(super) fn over<F: Future>(watch: &Arc<Self>, future: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(Arc::clone(watch), future)
+    }
+
+    /// Returns the watch over the call that is being made.
+    pub(super) fn current() -> Option<Arc<Self>> {
+        CURRENT.try_with(Arc::clone).ok()
+    }
+
     /// Follows the request whose connection is captured there.
     pub(super) fn follow(&self, connection: CaptureConnection) {
-        let _ = self.connection.set(connection);
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
     }
 
     /// Returns what the request's connection has moved; none while it has no connection.
     fn moved(&self) -> Option<u64> {
-        let connection = self.connection.get()?;
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = connection.as_ref()?;
         let mut extras = http::Extensions::new();
         connection.connection_metadata().as_ref()?.get_extras(&mut extras);
         extras.get::<Meter>().map(|meter| meter.0.load(Ordering::Relaxed))

@@ -2,11 +2,12 @@
 
 use super::needs::{Span, TimelineFacts};
 use crate::kind::{Error, Kind, Result};
+use crate::parallel::in_parallel;
 use crate::postgres::{ArchiveFileName, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, SUMMARY_NAME};
 use crate::repository::{
-    ClusterFile, ClusterKeys, Repository, WalObject, clusters, in_parallel, list_pins, list_prefixes,
-    read_summary, timelines, wal_prefixes,
+    ClusterFile, ClusterKeys, Repository, WalObject, clusters, list_pins, list_prefixes, read_summary,
+    timelines, wal_prefixes,
 };
 use crate::storage::{self, Object};
 use crate::upkeep::retention::{Branch, Candidate};

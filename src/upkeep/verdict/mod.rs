@@ -212,6 +212,11 @@ pub fn age(now: Timestamp, time: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(time)).unwrap_or_default()
 }
 
+/// Returns a number of things: `1 backup`, `2 backups`.
+pub fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
 /// Returns a duration for people: its largest two units.
 fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();

@@ -1,6 +1,6 @@
 //! The rules about backups, WAL, repositories, objects and disks.
 
-use super::{Circumstances, Level, Promises, Reason, age, oldest_unarchived, span};
+use super::{Circumstances, Level, Promises, Reason, age, count, oldest_unarchived, span};
 use crate::upkeep::status::Status;
 use jiff::Timestamp;
 use std::time::Duration;
@@ -248,8 +248,4 @@ impl Case<'_> {
         }
         found
     }
-}
-
-fn count(n: usize, thing: &str) -> String {
-    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }

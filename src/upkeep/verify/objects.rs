@@ -5,7 +5,7 @@ use super::visit::{Visit, lock};
 use crate::codec::{self, header_length};
 use crate::index::{Seen, below_cluster};
 use crate::kind::{Kind, Result};
-use crate::recovery::pieces::each_in_parallel;
+use crate::parallel::each_in_parallel;
 use crate::repository::checksum_stored;
 use crate::storage::Object;
 use jiff::Timestamp;
@@ -70,14 +70,17 @@ impl Visit<'_> {
                 self.index.run(|index| index.forget_seen(&self.stamp.url, self.sysid, &gone));
             }
         }
-        let to_read = targets.iter().filter(|target| !self.is_known(target, seen(target), deep.is_some()));
-        let more: u64 = to_read.map(|target| target.object.size).sum();
+        let new = targets.iter().filter(|target| !self.is_known(target, seen(target), deep.is_some()));
+        let (new, more) = new.fold((0, 0), |(count, bytes), target| (count + 1, bytes + target.object.size));
         self.progress.set_total(self.total.fetch_add(more, Ordering::Relaxed) + more);
+        let only_asks = deep.is_none() && !self.repository.is_local();
+        let workers = if only_asks { self.request.questions } else { self.request.parallel };
+        let workers = workers.min(new).max(1);
         let batch = if deep.is_some() { BATCH } else { usize::MAX };
         let mut result = Ok(());
         for from in (0..targets.len()).step_by(batch) {
             let count = (targets.len() - from).min(batch);
-            result = each_in_parallel(self.request.parallel, count, |at| {
+            result = each_in_parallel(workers, count, |at| {
                 let target = &targets[from + at];
                 let check = || deep.map_or(Ok(()), |deep| deep.check(from + at));
                 match self.look_at(target, seen(target), deep.map(|_| &check as &dyn Fn() -> Result<()>)) {

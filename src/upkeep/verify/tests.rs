@@ -87,6 +87,7 @@ fn run(repositories: &[&Repository], index: &IndexHandle) -> Report {
         reread: Duration::from_secs(3600),
         all: false,
         parallel: 1,
+        questions: 1,
         in_flight: Duration::ZERO,
         busy: BTreeSet::new(),
         pg_wal: Path::new("/nowhere"),

@@ -13,7 +13,7 @@ use walden::codec::Opener;
 use walden::index::IndexHandle;
 use walden::kind::Kind;
 use walden::progress::Progress;
-use walden::recovery::plan::{Plan, Request, plan};
+use walden::recovery::plan::{Plan, Request};
 use walden::recovery::restore::{RestoreOptions, restore};
 use walden::recovery::source::RepositorySource;
 use walden::recovery::target::{Target, TimelineChoice};
@@ -21,7 +21,7 @@ use walden::repository::{ClusterKeys, Repository};
 use walden::storage::FsStorage;
 use walden::storage::faulty::{Fault, Faults, Faulty, Moment};
 
-use super::story::{Story, check_pgbench, verify};
+use super::story::{Story, check_pgbench, make_plan, verify};
 use crate::support::site::walk;
 use crate::support::{Cluster, Finished, Ledger, Site, Stop, live_test, soak, user};
 
@@ -78,7 +78,7 @@ live_test!(
         let (primary, faults) = faulty(&site, "primary");
         let (replica, _) = faulty(&site, "replica");
         let index = IndexHandle::absent();
-        let planned = plan(&request(), &[&primary], &opener, &index).expect("plan");
+        let planned = make_plan(&request(), &[&primary], &opener, &index).expect("plan");
         faults.reset();
         restore_to(&site, &planned, &opener, "whole").expect("restore");
         let calls = faults.calls();
@@ -101,7 +101,7 @@ live_test!(
             }
         }
         // With another copy no single fault is felt.
-        let both = plan(&request(), &[&primary, &replica], &opener, &index).expect("plan");
+        let both = make_plan(&request(), &[&primary, &replica], &opener, &index).expect("plan");
         for call in 1..=calls {
             faults.reset();
             faults.fail_at(call, Fault::BitFlip);
@@ -139,7 +139,7 @@ live_test!(
                 let target = Target::parse(until, &jiff::Zoned::now()).expect("target");
                 let request = Request { target, ..request() };
                 let made = || {
-                    plan(&request, &repositories, &opener, &IndexHandle::absent()).map(|plan| {
+                    make_plan(&request, &repositories, &opener, &IndexHandle::absent()).map(|plan| {
                         let mut plan = serde_json::to_value(plan).expect("JSON");
                         // One whose summary cannot be read is left out.
                         plan["backup_repositories"] = serde_json::Value::Null;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use walden::codec::Opener;
 use walden::index::IndexHandle;
-use walden::recovery::plan::{Request, plan};
+use walden::recovery::plan::Request;
 use walden::recovery::target::{Target, TimelineChoice};
 use walden::repository::Repository;
 use walden::storage::FsStorage;
 use walden::storage::faulty::Faulty;
 
-use super::story::Story;
+use super::story::{Story, make_plan};
 use crate::support::site::walk;
 use crate::support::{Ledger, Site, live_test};
 
@@ -100,7 +100,7 @@ live_test!(
                 through: vec![],
             };
             calls.reset();
-            plan(&request, &[&repository], &opener, &index).expect("plan");
+            make_plan(&request, &[&repository], &opener, &index).expect("plan");
             calls.calls()
         };
         let third = &story.after[2];

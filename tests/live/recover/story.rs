@@ -3,8 +3,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use walden::codec::Opener;
+use walden::index::IndexHandle;
+use walden::recovery::catalog::system_identifiers;
+use walden::recovery::plan::{Plan, Request, plan};
+use walden::repository::Repository;
+
 use crate::support::tools::{self, run_script};
 use crate::support::{Background, Cluster, Entry, Finished, Installation, Ledger, Site, SiteOptions, Stop};
+
+/// Plans as `recover` does, from the first listing on.
+pub fn make_plan<'r>(
+    request: &Request,
+    repositories: &[&'r Repository],
+    opener: &Opener,
+    index: &IndexHandle,
+) -> walden::kind::Result<Plan<'r>> {
+    let known = system_identifiers(repositories, &request.cluster)?;
+    plan(request, repositories, &known, opener, index)
+}
 
 /// A cluster with a backup taken under load and entries in the ledger after it.
 pub struct Story {

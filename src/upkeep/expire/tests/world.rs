@@ -5,7 +5,7 @@ use crate::codec::{LZ4, Opener, Sealer};
 use crate::index::IndexHandle;
 use crate::postgres::{Lsn, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use crate::progress::Progress;
-use crate::recovery::catalog::Catalog;
+use crate::recovery::catalog::{Catalog, system_identifiers};
 use crate::recovery::path::walk;
 use crate::recovery::plan::{Request as RecoveryRequest, plan as recovery_plan};
 use crate::recovery::target::{Target, TimelineChoice};
@@ -207,7 +207,10 @@ impl World {
             through: vec![],
         };
         let (repository, opener) = (self.repository(), Opener::without_identity());
-        recovery_plan(&request, &[&repository], &opener, &IndexHandle::absent()).is_ok()
+        let repositories = [&repository];
+        system_identifiers(&repositories, "main").is_ok_and(|known| {
+            recovery_plan(&request, &repositories, &known, &opener, &IndexHandle::absent()).is_ok()
+        })
     }
 }
 
