@@ -26,6 +26,7 @@ mod notify;
 mod oplog;
 mod packaging;
 mod prefetch;
+mod recipients;
 mod recover;
 mod reports;
 mod s3;
