@@ -321,6 +321,12 @@ live_test!(
             }
         }
         assert!(store.objects_matching("/check/").is_empty());
+        // Round trips send their segments at the same time, or the same one.
+        let check = || directories.walden.spawn(&["check", "--output", "json"]);
+        for finished in [check(), check(), check()].map(|check| check.wait(PATIENCE).ok()) {
+            let report = Report { json: serde_json::from_str(&finished.stdout).expect("JSON"), finished };
+            report.says("primary round trip", "ok", "restore point").says("replica round trip", "ok", "restore point");
+        }
         let mut left = Vec::new();
         walk(directories.work.path(), &mut left);
         assert!(!left.iter().any(|path| path.to_string_lossy().contains("/check/")), "{left:?}");
