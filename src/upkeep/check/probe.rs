@@ -211,16 +211,13 @@ impl<'a> Probe<'a> {
     /// Whether it is listed. Returns the keys of probes that runs left behind which were killed, or which might not delete.
     fn list(&self, written: Option<(Timestamp, Timestamp)>, say: Say<'_>) -> Vec<String> {
         let repository = &self.target.repository;
-        let mut listed = match repository.storage().list(&self.folder, "", 1, &self.deadline) {
+        let listed = match repository.storage().list(&self.key, "", 1, &self.deadline) {
             Ok(listed) => listed,
             Err(error) => {
                 say(self.failed("list", "list", &error));
                 return vec![];
             }
         };
-        let others =
-            repository.storage().list(&self.keys.probes(), "", LISTED, &self.deadline).unwrap_or_default();
-        listed.extend_from_slice(&others);
         let Some(object) = listed.into_iter().find(|object| object.key == self.key) else {
             let message = format!(
                 "a listing of repository \"{}\" does not show what was just written",
@@ -241,15 +238,17 @@ impl<'a> Probe<'a> {
             let older = object.modified.zip(other.modified).map(|(ours, other)| ours.duration_since(other));
             older.is_some_and(|older| older > LEFT_BEHIND)
         };
-        others.into_iter().filter(is_left).map(|other| other.key).collect()
+        let others = repository.storage().list(&self.keys.probes(), "", LISTED, &self.deadline);
+        others.unwrap_or_default().into_iter().filter(is_left).map(|other| other.key).collect()
     }
 
     /// Whether this host may delete; then so may who takes it over.
     fn delete(&self, left_behind: &[String]) -> Item {
         let (repository, key) = (&self.target.repository, &self.key);
-        let deleted = match self.may_delete {
-            true => repository.storage().delete(key, &self.deadline),
-            false => Err(storage::Error::Refused(String::new())),
+        let deleted = if self.may_delete {
+            repository.storage().delete(key, &self.deadline)
+        } else {
+            Err(storage::Error::Refused(String::new()))
         };
         match deleted {
             Ok(()) => {}
@@ -267,6 +266,10 @@ impl<'a> Probe<'a> {
         let _ = repository.storage().tidy(&self.folder, &self.deadline);
         for key in left_behind {
             let _ = repository.storage().delete(key, &self.deadline);
+            // Whoever runs now has another folder below that of all.
+            if let Some((folder, _)) = key.rsplit_once('/').filter(|_| *key != self.keys.lasting_probe()) {
+                let _ = repository.storage().tidy(&format!("{folder}/"), &self.deadline);
+            }
         }
         let found = "this host may delete: who takes it over can remove every backup";
         match &self.target.bucket {
