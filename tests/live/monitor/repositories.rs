@@ -1,6 +1,8 @@
 //! The rules about repositories: down, behind, damaged, verified.
 
 use super::*;
+use crate::support::s3_store::{Fault, Rule};
+use crate::support::{S3Store, SiteOptions};
 
 live_test!(
     [16]
@@ -33,6 +35,26 @@ live_test!(
         says(&site, "damaged-objects", "warning");
         site.walden.run(&["sync"]).ok();
         says(&site, "damaged-objects", SILENT);
+    }
+);
+
+live_test!(
+    [15]
+    fn a_bucket_that_cannot_be_reached_or_refuses_is_told(pg: Installation) {
+        let store = S3Store::start();
+        let bucket = [("endpoint", store.endpoint.as_str()), ("region", &store.region), ("path_style", "true")];
+        let option = |(key, value): (&str, &str)| ["--repository-option".to_owned(), format!("bucket.{key}={value}")];
+        let options = SiteOptions { init: bucket.into_iter().flat_map(option).collect(), env: store.env(), ..SiteOptions::default() };
+        let site = Site::prepare(&pg, &SiteOptions { repositories: vec![format!("bucket={}", store.url("prod"))], ..options });
+        says(&site, "repository-down", SILENT);
+        store.set_down(true);
+        says(&site, "repository-down", "critical");
+        store.set_down(false);
+        says(&site, "repository-down", SILENT);
+        store.fail(Rule::new(Fault::Status(403, "AccessDenied")));
+        says(&site, "repository-down", "critical");
+        store.heal();
+        says(&site, "repository-down", SILENT);
     }
 );
 
