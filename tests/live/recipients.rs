@@ -11,7 +11,7 @@ live_test!(
     [16]
     fn a_host_without_an_identity_archives_backs_up_checks_verifies_expires_and_syncs(pg: Installation) {
         let (identity, recipient) = walden::codec::generate_identity();
-        let init = vec!["--recipient".to_owned(), recipient.to_string()];
+        let init = vec!["--recipient".to_owned(), recipient];
         let site = Site::with(&pg, &SiteOptions { init, ..SiteOptions::default() });
         let config = fs::read_to_string(&site.config).expect("read");
         assert!(!config.contains("\nidentity_file"), "{config}");

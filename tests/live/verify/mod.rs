@@ -358,6 +358,9 @@ live_test!(
         store.put_raw(&key, other);
         let found = problems(&site, &["--repository", "s3"], 6);
         assert_eq!(only(&found), ("s3", "checksum", true), "{found:#?}");
+        assert!(key.ends_with(found[0].1["key"].as_str().expect("a key")), "{found:#?}");
+        let text = site.walden.run(&["verify", "--repository", "s3"]).expect_code(6);
+        assert!(text.stdout.contains("walden sync mends it from repository \"replica\""), "{text}");
         site.walden.run(&["sync"]).ok();
         site.walden.run(&["verify"]).ok();
 
