@@ -94,8 +94,18 @@ impl ClusterKeys {
         format!("{}check/", self.root)
     }
 
-    /// Returns the key of the object with which `check` tries out what it may do.
-    pub fn probe(&self) -> String {
+    /// Returns the folder of one run of `check`, ending in `/`.
+    pub fn probe_folder(&self, run: &str) -> String {
+        format!("{}{run}/", self.probes())
+    }
+
+    /// Returns the key of the object with which one run of `check` tries out what it may do.
+    pub fn probe(&self, run: &str) -> String {
+        format!("{}probe", self.probe_folder(run))
+    }
+
+    /// Returns the key of the object that all runs of `check` share where none may delete.
+    pub fn lasting_probe(&self) -> String {
         format!("{}probe", self.probes())
     }
 

@@ -5,7 +5,7 @@
 
 use crate::index::IndexHandle;
 use crate::postgres::wal::{Nobody, ReaderOptions, SegmentSummary, Summarizer};
-use crate::postgres::{ControlFile, PgTimestamp, SystemIdentifier, WalSegmentName};
+use crate::postgres::{ControlFile, PgTimestamp, SegmentHeader, SystemIdentifier, WalSegmentName};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -43,7 +43,7 @@ impl Unarchived {
         let redo = WalSegmentName::containing(control.timeline, control.redo, control.wal_segment_size);
         let is_waiting = |segment: &WalSegmentName| {
             let has = |ending: &str| status.contains(&format!("{segment}.{ending}"));
-            // Recycled files, which are there for later, come after the one that is written; they hold no records.
+            // Recycled files, which are there for later, come after the one that is written; see `is_of`.
             has("ready") || (!has("done") && *segment >= redo)
         };
         let segments = names(pg_wal.clone())?.into_iter().filter_map(|name| name.parse().ok());
@@ -57,6 +57,9 @@ impl Unarchived {
         let mut buffer = vec![0; BUFFER];
         let mut length = 0;
         while let Ok(read @ 1..) = file.read(&mut buffer) {
+            if length == 0 && !is_of(segment, &buffer[..read]) {
+                return (read as u64, None);
+            }
             summarizer.push(&buffer[..read]);
             length += read as u64;
         }
@@ -64,6 +67,12 @@ impl Unarchived {
         let own = summary.system_identifier == Some(self.sysid);
         (length, summary.min_commit_time.filter(|_| own))
     }
+}
+
+/// Returns whether a segment's file that begins so holds its own WAL: one that the server recycled has the new name and the
+/// old content until it is written (`xlog.c`, `InstallXLogFileSegment`).
+fn is_of(segment: WalSegmentName, head: &[u8]) -> bool {
+    SegmentHeader::parse(head).is_ok_and(|header| header.page_address == segment.start(header.segment_size))
 }
 
 /// Returns the time of the oldest commit that a repository does not hold; none if there is no such commit. It lacks
@@ -100,4 +109,19 @@ pub fn oldest_commit(
 pub fn backlog(url: &str, sysid: SystemIdentifier, index: &IndexHandle) -> BTreeSet<WalSegmentName> {
     let missing = index.run(|index| index.backlog(sysid, url, usize::MAX)).unwrap_or_default();
     missing.into_iter().filter_map(|file| file.name.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_segment_is_not_that_of_its_name() {
+        let page = include_bytes!("../../tests/golden/wal-15-first-page");
+        let header = SegmentHeader::parse(page).unwrap();
+        let own = WalSegmentName::containing(header.timeline, header.page_address, header.segment_size);
+        assert!(is_of(own, page));
+        assert!(!is_of(own.next(header.segment_size), page));
+        assert!(!is_of(own, &[0; 8192]));
+    }
 }

@@ -13,7 +13,8 @@ use crate::support::site::walk;
 use crate::support::tools::run;
 use crate::support::user::{self, WorkDir};
 use crate::support::{
-    Cluster, ClusterOptions, Finished, Installation, S3Store, Site, SiteOptions, Stop, Walden, live_test,
+    Cluster, ClusterOptions, Finished, Installation, PATIENCE, S3Store, Site, SiteOptions, Stop, Walden,
+    live_test,
 };
 
 /// What a check said.
@@ -269,8 +270,11 @@ live_test!(
         report.says("bucket conditional write", "ok", "refused").says("bucket round trip", "ok", "restore point");
         assert!(store.objects_matching("/check/").is_empty());
 
-        // Without the right to delete the probe stays, one for all checks.
+        // Without the right to delete the probe stays, one for all checks. It goes with the first that may, an hour later.
         store.fail(Rule::new(Fault::Status(403, "AccessDenied")).on(Operation::DeleteObject));
+        store.set_clock_behind(Duration::from_hours(2));
+        look(&site, 1).says("bucket delete", "ok", "cannot be removed from here");
+        store.set_clock_behind(Duration::ZERO);
         for _ in 0..3 {
             look(&site, 0).says("bucket delete", "ok", "cannot be removed from here");
         }
@@ -293,6 +297,48 @@ live_test!(
         store.set_down(true);
         look(&site, 4).says("bucket cluster", "failed", "");
         store.heal();
+    }
+);
+
+live_test!(
+    [15]
+    fn checks_at_the_same_time_do_not_meet(pg: Installation) {
+        let store = S3Store::start();
+        let (bucket, directories) = (on_s3(&pg, &store), Site::new(&pg));
+        // Every call on a probe takes its time, so that all of one meet all of the others.
+        store.fail(Rule::new(Fault::Delay(Duration::from_millis(100))).key("/check/"));
+        for (site, names) in [(&bucket, &["bucket"][..]), (&directories, &["primary", "replica"])] {
+            let look = || site.walden.spawn(&["check", "--no-round-trip", "--output", "json"]);
+            let running = [look(), look(), look(), look()];
+            for finished in running.map(|check| check.wait(PATIENCE).ok()) {
+                let report = Report { json: serde_json::from_str(&finished.stdout).expect("JSON"), finished };
+                for name in names {
+                    for (item, text) in [("write", "/probe\""), ("read", ""), ("list", ""), ("conditional write", "refused")] {
+                        report.says(&format!("{name} {item}"), "ok", text);
+                    }
+                    report.says(&format!("{name} delete"), "risk", "this host may delete");
+                }
+            }
+        }
+        assert!(store.objects_matching("/check/").is_empty());
+        // Round trips send their segments at the same time, or the same one.
+        let check = || directories.walden.spawn(&["check", "--output", "json"]);
+        for finished in [check(), check(), check()].map(|check| check.wait(PATIENCE).ok()) {
+            let report = Report { json: serde_json::from_str(&finished.stdout).expect("JSON"), finished };
+            report.says("primary round trip", "ok", "restore point").says("replica round trip", "ok", "restore point");
+        }
+        let mut left = Vec::new();
+        walk(directories.work.path(), &mut left);
+        assert!(!left.iter().any(|path| path.to_string_lossy().contains("/check/")), "{left:?}");
+
+        // Nor do those that may not delete, and share one.
+        store.heal();
+        store.fail(Rule::new(Fault::Status(403, "AccessDenied")).on(Operation::DeleteObject));
+        let look = || bucket.walden.spawn(&["check", "--no-round-trip"]);
+        for check in [look(), look(), look()] {
+            check.wait(PATIENCE).ok();
+        }
+        assert_eq!(store.objects_matching("/check/").len(), 1);
     }
 );
 

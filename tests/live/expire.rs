@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 
@@ -11,7 +13,7 @@ use crate::support::postgres::Installation;
 use crate::support::restored::start_and_promote;
 use crate::support::s3_store::{Fault, Operation, Rule};
 use crate::support::site::{SiteOptions, walk};
-use crate::support::{Ledger, Moto, PATIENCE, S3Store, Site, live_test, wait_until};
+use crate::support::{Ledger, Moto, PATIENCE, S3Store, Site, live_test, run, soak, wait_until};
 
 /// Adds a retention to the site's configuration: for all, or for one repository.
 fn retain(site: &Site, repository: Option<&str>, toml: &str) {
@@ -177,17 +179,128 @@ live_test!(
             running.signal(Signal::SIGKILL);
             running.wait(PATIENCE);
             killed += usize::from(files(&primary).len() + removed <= before);
-            for id in backups(&site, "primary") {
-                site.walden.run(&["recover", "--until", "immediate", "--backup", &id, "--without", "replica", "--plan"]).ok();
-                let folder = walk_to(&primary, &id);
-                assert_eq!(files(&folder).len(), files(&walk_to(&site.repository("replica"), &id)).len(), "{id}");
-            }
+            all_that_is_there_is_whole(&site, &primary);
         }
         assert!(killed > 0);
         site.walden.run(&["expire"]).ok();
         assert!(files(&primary).len() < begin);
         assert_eq!(backups(&site, "primary"), set(&ids[3..]));
+        site.walden.run(&["verify", "--all"]).ok();
         assert!(!bring_up(&pg, &site, &ids[3], &["--without", "replica"]).is_empty());
+    }
+);
+
+/// Checks each backup in the primary: it can be planned with, has all its objects, and `verify` misses nothing.
+fn all_that_is_there_is_whole(site: &Site, primary: &Path) {
+    for id in backups(site, "primary") {
+        site.walden
+            .run(&["recover", "--until", "immediate", "--backup", &id, "--without", "replica", "--plan"])
+            .ok();
+        let folder = walk_to(primary, &id);
+        assert_eq!(files(&folder).len(), files(&walk_to(&site.repository("replica"), &id)).len(), "{id}");
+    }
+    site.walden.run(&["verify", "--all", "--repository", "primary"]).ok();
+}
+
+live_test!(
+    [17]
+    fn killed_at_any_moment_it_leaves_whole_backups_and_the_next_run_ends_it(pg: Installation) {
+        let site = Site::new(&pg);
+        Ledger::create(&site.cluster);
+        let ids: Vec<String> = (0..4).map(|_| backup(&site, &[])).collect();
+        retain(&site, None, "keep_last = 1");
+        let (primary, begin) = (site.repository("primary"), site.work.join("begin"));
+        let copy = |from: &Path, to: &Path| {
+            let _ = fs::remove_dir_all(to);
+            run(Command::new("cp").arg("-a").args([from, to])).ok();
+        };
+        // What an expiry left of a backup is no running one's after two days.
+        let long_ago = SystemTime::now() - Duration::from_hours(72);
+        for path in files(&primary).iter().filter(|path| path.to_string_lossy().contains("/backup/")) {
+            let file = fs::File::options().write(true).open(path);
+            file.and_then(|file| file.set_modified(long_ago)).expect("set time");
+        }
+        copy(&primary, &begin);
+        let expire = || site.walden.spawn(&["expire", "--repository", "primary"]);
+        let started = Instant::now();
+        expire().wait(PATIENCE).ok();
+        let (length, done) = (started.elapsed(), names(&primary));
+        let moments = if soak() { 300 } else { 8 };
+        let mut in_the_middle = 0;
+        for moment in 0..moments {
+            copy(&begin, &primary);
+            let running = expire();
+            // The moment is the matter: nothing is waited for.
+            std::thread::sleep(length * moment / moments);
+            running.signal(Signal::SIGKILL);
+            running.wait(PATIENCE);
+            let left = names(&primary);
+            in_the_middle += usize::from(left != done && left != names(&begin));
+            all_that_is_there_is_whole(&site, &primary);
+            expire().wait(PATIENCE).ok();
+            assert_eq!(names(&primary), done, "moment {moment} of {moments}");
+        }
+        eprintln!("{in_the_middle} of {moments} runs over {length:?} were killed between the first and the last removal");
+        assert!(!soak() || in_the_middle > 10, "{in_the_middle}");
+        site.walden.run(&["verify", "--all", "--repository", "primary"]).ok();
+        assert!(!bring_up(&pg, &site, &ids[3], &["--without", "replica"]).is_empty());
+    }
+);
+
+/// Returns the files of a directory, named from there.
+fn names(dir: &Path) -> BTreeSet<PathBuf> {
+    files(dir).iter().map(|path| path.strip_prefix(dir).expect("below it").to_owned()).collect()
+}
+
+live_test!(
+    [17]
+    fn killed_at_any_removal_from_a_bucket_it_leaves_whole_backups(pg: Installation) {
+        let store = S3Store::start();
+        let options = ["primary.endpoint", "primary.path_style", "primary.region"];
+        let values = [store.endpoint.clone(), "true".to_owned(), "us-east-1".to_owned()];
+        let init = options.iter().zip(&values).flat_map(|(key, value)| {
+            ["--repository-option".to_owned(), format!("{key}={value}")]
+        });
+        let site = Site::with(&pg, &SiteOptions {
+            repositories: vec![format!("primary={}", store.url("x"))],
+            init: init.collect(),
+            env: store.env(),
+            ..SiteOptions::default()
+        });
+        Ledger::create(&site.cluster);
+        // What an expiry left of a backup is no running one's after two days.
+        store.set_clock_behind(Duration::from_hours(72));
+        for _ in 0..3 {
+            backup(&site, &[]);
+        }
+        store.set_clock_behind(Duration::ZERO);
+        site.fill(1);
+        retain(&site, None, "keep_last = 1");
+        let begin = store.snapshot();
+        store.forget_requests();
+        site.walden.run(&["expire"]).ok();
+        let (removals, done) = (store.count(Operation::DeleteObject), store.objects());
+        let moments: Vec<usize> = (0..removals).step_by(if soak() { 1 } else { removals / 6 }).collect();
+        for removal in moments {
+            store.restore(&begin);
+            store.forget_requests();
+            // From there on nothing is answered: some removals are under way when it is killed.
+            store.fail(Rule::new(Fault::Hang).on(Operation::DeleteObject).after(removal));
+            let running = site.walden.spawn(&["expire"]);
+            wait_until("it hangs", || store.count(Operation::DeleteObject) > removal);
+            running.signal(Signal::SIGKILL);
+            running.wait(PATIENCE);
+            store.heal();
+            let left = store.objects();
+            assert!(left.len() > done.len(), "it was killed before its end");
+            site.walden.run(&["verify"]).ok();
+            for summary in left.iter().filter(|key| key.ends_with("backup.json")) {
+                let id = summary.rsplit('/').nth(1).expect("an id");
+                site.walden.run(&["recover", "--until", "immediate", "--backup", id, "--plan"]).ok();
+            }
+            site.walden.run(&["expire"]).ok();
+            assert_eq!(store.objects(), done, "killed at removal {removal} of {removals}");
+        }
     }
 );
 

@@ -27,6 +27,7 @@ mod notify;
 mod oplog;
 mod packaging;
 mod prefetch;
+mod recipients;
 mod recover;
 mod reports;
 mod s3;

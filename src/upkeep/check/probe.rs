@@ -1,12 +1,15 @@
 //! What a repository lets this host do, tried out on a small object of its own.
+//!
+//! Each run has a key of its own, because others may check at the same time. Where this host may not delete, every run would
+//! leave an object behind: there all runs share one, which stays.
 
 use super::{Item, Shared, Target, clock, place};
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::ControlFile;
 use crate::repository::{ClusterFile, ClusterKeys, ClusterState, Repository};
-use crate::storage::{self, Deadline, Put};
+use crate::storage::{self, Deadline, Object, Put};
 use bytes::Bytes;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::io::Read;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -18,6 +21,10 @@ const OTHER: &[u8] = b"walden check overwrote the probe: this store does not ref
 
 /// How long all calls to one repository may take together.
 const LIMIT: Duration = Duration::from_secs(45);
+/// By how much a probe must be older than this run's to be one that a run left behind; far longer than [`LIMIT`].
+const LEFT_BEHIND: SignedDuration = SignedDuration::from_hours(1);
+/// How many probes are looked through.
+const LISTED: usize = 1000;
 
 type Say<'a> = &'a mut dyn FnMut(Item);
 
@@ -45,7 +52,7 @@ pub(super) fn check(shared: &Shared, target: &Target, say: Say<'_>) {
         place::check(shared, root, say);
     }
     let mut timed = false;
-    Probe { target, keys, deadline }.run(&mut |item| {
+    Probe::new(target, keys, deadline).run(&mut |item| {
         timed |= item.name == "clock";
         say(item);
     });
@@ -104,14 +111,28 @@ struct Probe<'a> {
     target: &'a Target,
     keys: ClusterKeys,
     deadline: Deadline,
+    /// The folder of this run.
+    folder: String,
+    key: String,
+    may_delete: bool,
 }
 
-impl Probe<'_> {
+impl<'a> Probe<'a> {
+    fn new(target: &'a Target, keys: ClusterKeys, deadline: Deadline) -> Self {
+        let run = format!("{:016x}", fastrand::u64(..));
+        let (folder, own) = (keys.probe_folder(&run), keys.probe(&run));
+        // A store refuses this whether there is such an object or not; other failures show again further on.
+        let deleted = target.repository.storage().delete(&own, &deadline);
+        let may_delete = !matches!(deleted, Err(storage::Error::Refused(_)));
+        let key = if may_delete { own } else { keys.lasting_probe() };
+        Self { target, keys, deadline, folder, key, may_delete }
+    }
+
     fn run(&self, say: Say<'_>) {
-        let (repository, key) = (&self.target.repository, self.keys.probe());
+        let (repository, key) = (&self.target.repository, &self.key);
         let store = repository.storage();
         let from = Timestamp::now();
-        let put = match store.put_new(&key, &Bytes::from_static(CONTENT), &self.deadline) {
+        let put = match store.put_new(key, &Bytes::from_static(CONTENT), &self.deadline) {
             Ok(put) => put,
             Err(error) => return say(self.failed("write", "put to", &error)),
         };
@@ -125,10 +146,10 @@ impl Probe<'_> {
                 ),
             },
         ));
-        say(self.second_write(&key));
-        self.read(&key, say);
-        self.list(&key, (put == Put::Created).then_some((from, to)), say);
-        say(self.delete(&key));
+        say(self.second_write());
+        self.read(say);
+        let left_behind = self.list((put == Put::Created).then_some((from, to)), say);
+        say(self.delete(&left_behind));
     }
 
     fn failed(&self, name: &str, what: &str, error: &storage::Error) -> Item {
@@ -136,10 +157,10 @@ impl Probe<'_> {
     }
 
     /// Whether a key that is taken stays as it is.
-    fn second_write(&self, key: &str) -> Item {
+    fn second_write(&self) -> Item {
         const NAME: &str = "conditional write";
         let repository = &self.target.repository;
-        let again = repository.storage().put_new(key, &Bytes::from_static(OTHER), &self.deadline);
+        let again = repository.storage().put_new(&self.key, &Bytes::from_static(OTHER), &self.deadline);
         let conditional = repository.storage().writes_conditionally();
         match again {
             Ok(Put::Existed) if conditional => Item::ok(NAME, "a second write under the same key is refused"),
@@ -163,9 +184,9 @@ impl Probe<'_> {
     }
 
     /// Whether it comes back; where the second write overwrote it, as that left it.
-    fn read(&self, key: &str, say: Say<'_>) {
+    fn read(&self, say: Say<'_>) {
         let repository = &self.target.repository;
-        let reader = match repository.storage().get(key, None, &self.deadline) {
+        let reader = match repository.storage().get(&self.key, None, &self.deadline) {
             Ok(reader) => reader,
             Err(error) => return say(self.failed("read", "get the probe from", &error)),
         };
@@ -187,33 +208,49 @@ impl Probe<'_> {
         });
     }
 
-    fn list(&self, key: &str, written: Option<(Timestamp, Timestamp)>, say: Say<'_>) {
+    /// Whether it is listed. Returns the keys of probes that runs left behind which were killed, or which might not delete.
+    fn list(&self, written: Option<(Timestamp, Timestamp)>, say: Say<'_>) -> Vec<String> {
         let repository = &self.target.repository;
-        let listed = match repository.storage().list(&self.keys.probes(), "", 100, &self.deadline) {
+        let listed = match repository.storage().list(&self.key, "", 1, &self.deadline) {
             Ok(listed) => listed,
-            Err(error) => return say(self.failed("list", "list", &error)),
+            Err(error) => {
+                say(self.failed("list", "list", &error));
+                return vec![];
+            }
         };
-        let Some(object) = listed.into_iter().find(|object| object.key == key) else {
+        let Some(object) = listed.into_iter().find(|object| object.key == self.key) else {
             let message = format!(
                 "a listing of repository \"{}\" does not show what was just written",
                 repository.name()
             );
             let error = Error::new(Kind::Repository, message);
-            return say(Item::failed(
+            say(Item::failed(
                 "list",
                 &error.with_hint("Walden relies on listings that show every object at once, as S3's do"),
             ));
+            return vec![];
         };
         say(Item::ok("list", "it is listed"));
         if let Some((span, stored)) = written.zip(object.modified) {
             say(store_clock(repository, stored, span));
         }
+        let is_left = |other: &Object| {
+            let older = object.modified.zip(other.modified).map(|(ours, other)| ours.duration_since(other));
+            older.is_some_and(|older| older > LEFT_BEHIND)
+        };
+        let others = repository.storage().list(&self.keys.probes(), "", LISTED, &self.deadline);
+        others.unwrap_or_default().into_iter().filter(is_left).map(|other| other.key).collect()
     }
 
     /// Whether this host may delete; then so may who takes it over.
-    fn delete(&self, key: &str) -> Item {
-        let repository = &self.target.repository;
-        match repository.storage().delete(key, &self.deadline) {
+    fn delete(&self, left_behind: &[String]) -> Item {
+        let (repository, key) = (&self.target.repository, &self.key);
+        let deleted = if self.may_delete {
+            repository.storage().delete(key, &self.deadline)
+        } else {
+            Err(storage::Error::Refused(String::new()))
+        };
+        match deleted {
             Ok(()) => {}
             Err(storage::Error::Refused(_)) => {
                 return Item::ok(
@@ -225,7 +262,15 @@ impl Probe<'_> {
             }
             Err(error) => return self.failed("delete", "remove the probe from", &error),
         }
-        let _ = repository.storage().tidy(&self.keys.probes(), &self.deadline);
+        // Nobody else writes there. What a run left behind is tried again by the next one.
+        let _ = repository.storage().tidy(&self.folder, &self.deadline);
+        for key in left_behind {
+            let _ = repository.storage().delete(key, &self.deadline);
+            // Whoever runs now has another folder below that of all.
+            if let Some((folder, _)) = key.rsplit_once('/').filter(|_| *key != self.keys.lasting_probe()) {
+                let _ = repository.storage().tidy(&format!("{folder}/"), &self.deadline);
+            }
+        }
         let found = "this host may delete: who takes it over can remove every backup";
         match &self.target.bucket {
             Some(bucket) => Item::risk("delete", found, policy(bucket)),

@@ -80,6 +80,10 @@ pub struct S3Store {
     thread: Option<JoinHandle<()>>,
 }
 
+/// All that a store holds at one moment.
+#[derive(Debug)]
+pub struct Snapshot(std::collections::BTreeMap<String, std::collections::BTreeMap<String, contents::Object>>);
+
 impl S3Store {
     /// Starts a store with the empty bucket [`BUCKET`], on a port that the kernel chooses.
     pub fn start() -> Self {
@@ -150,6 +154,16 @@ impl S3Store {
     /// Puts an object behind the server's back; it may replace one.
     pub fn put_raw(&self, key: &str, data: impl Into<Vec<u8>>) {
         lock(&self.shared.contents).put(BUCKET, key, data.into());
+    }
+
+    /// Returns all that is stored, as it is.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(lock(&self.shared.contents).buckets.clone())
+    }
+
+    /// Makes everything as it was.
+    pub fn restore(&self, snapshot: &Snapshot) {
+        lock(&self.shared.contents).buckets.clone_from(&snapshot.0);
     }
 
     /// Removes an object behind the server's back; returns whether it was there.

@@ -1,4 +1,6 @@
-//! Verification of made-up archives in a directory that fails at any call.
+//! Verification of made-up archives in a directory that fails at any call; `expiry` has what goes meanwhile.
+
+mod expiry;
 
 use super::{Report, Request, Wrong, verify};
 use crate::codec::Opener;
@@ -13,7 +15,7 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 /// A directory with an archive, and an index beside it.
@@ -73,14 +75,19 @@ fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 fn run(repositories: &[&Repository], index: &IndexHandle) -> Report {
-    let opener = Opener::without_identity();
-    let request = Request {
+    verify(&request(repositories), index, &Progress::new())
+}
+
+/// Returns a request for all that there is, without the identity.
+fn request<'r>(repositories: &[&'r Repository]) -> Request<'r> {
+    static OPENER: LazyLock<Opener> = LazyLock::new(Opener::without_identity);
+    Request {
         cluster: "main",
         repositories: repositories.iter().map(|repository| (*repository, None)).collect(),
         only: None,
         system_identifier: None,
         current: None,
-        opener: &opener,
+        opener: &OPENER,
         deep: false,
         since: None,
         backup: None,
@@ -92,8 +99,7 @@ fn run(repositories: &[&Repository], index: &IndexHandle) -> Report {
         busy: BTreeSet::new(),
         pg_wal: Path::new("/nowhere"),
         event_rows: 1000,
-    };
-    verify(&request, index, &Progress::new())
+    }
 }
 
 fn is_clean(report: &Report) -> bool {
@@ -107,13 +113,14 @@ fn verified(index: &IndexHandle, place: &Place) -> Option<i64> {
     index.run(|index: &Index| index.verified_at(&url, sysid)).unwrap()
 }
 
-const FAULTS: [Fault; 6] = [
+const FAULTS: [Fault; 7] = [
     Fault::Error(Moment::Before),
     Fault::Error(Moment::After),
     Fault::Timeout(Moment::Before),
     Fault::Refusal,
     Fault::Break,
     Fault::Truncate,
+    Fault::BitFlip,
 ];
 
 #[test]
@@ -145,7 +152,7 @@ fn a_fault_at_any_call_is_neither_clean_nor_damage() {
             let report = place.verify(&faults, &index);
             assert_eq!(report.problems(), 0, "{fault:?} at {call}: {report:#?}");
             // A read that broke off is read on, one that looked wrong is read again.
-            let may_be_made_good = matches!(fault, Fault::Break | Fault::Truncate);
+            let may_be_made_good = matches!(fault, Fault::Break | Fault::Truncate | Fault::BitFlip);
             let is_felt = faults.fired() > 0 && !may_be_made_good;
             assert!(!is_felt || report.failure().is_some(), "{fault:?} at {call}: {report:#?}");
             assert_eq!(verified(&index, &place).is_some(), is_clean(&report), "{fault:?} at {call}");

@@ -1,4 +1,9 @@
 //! Verification on real archives: each kind of damage is done for real, found, and mended where another copy is good.
+//!
+//! `expiry` has what expires meanwhile, `facts` what the index learns on the way.
+
+mod expiry;
+mod facts;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,6 +55,20 @@ fn flip(path: &Path) {
 fn truncate(path: &Path) {
     let bytes = fs::read(path).expect("read");
     fs::write(path, &bytes[..bytes.len() / 2]).expect("write");
+}
+
+/// Puts the object of the newest segment beside it, which is longer, in its place.
+fn exchange(path: &Path) {
+    let mut bytes = fs::read(path).expect("read");
+    let other = bytes.clone();
+    bytes.extend(other);
+    fs::write(path, bytes).expect("write");
+}
+
+/// Puts other bytes of the same length in its place.
+fn replace(path: &Path) {
+    let length = fs::metadata(path).expect("stat").len() as usize;
+    fs::write(path, vec![0x5a; length]).expect("write");
 }
 
 /// Returns a file of a repository whose path ends so.
@@ -121,11 +140,14 @@ live_test!(
         let piece = || file(&site, "primary", "data/0000000");
         let cases: Vec<Case<'_>> = vec![
             ("a segment with a wrong bit", segment(1), flip, "checksum"),
+            ("other bytes of a segment's size", segment(0), replace, "checksum"),
+            ("another segment's object", segment(0), |path| exchange(path), "size"),
             ("a segment that was cut", segment(2), truncate, "size"),
             ("a segment that is empty", segment(2), |path| fs::write(path, "").expect("write"), "size"),
             ("a segment that is gone", segment(1), |path| fs::remove_file(path).expect("remove"), "gap"),
             ("the newest segment is gone", segment(3), |path| fs::remove_file(path).expect("remove"), "gap"),
             ("a piece with a wrong bit", piece(), flip, "checksum"),
+            ("other bytes of a piece's size", piece(), replace, "checksum"),
             ("a piece that was cut", piece(), truncate, "size"),
             ("a piece that is gone", piece(), |path| fs::remove_file(path).expect("remove"), "missing"),
             ("a manifest that is gone", file(&site, "primary", "manifest.jsonl"),
@@ -140,6 +162,9 @@ live_test!(
             harm(&path);
             let found = problems(&site, &[], 6);
             assert_eq!(only(&found), ("primary", kind, true), "{what}: {found:#?}");
+            if let Some(key) = found[0].1["key"].as_str() {
+                assert!(path.ends_with(key), "{what}: {key} is not {}", path.display());
+            }
             let again = problems(&site, &[], 6);
             assert_eq!(only(&again), ("primary", kind, true), "{what}: it is not forgotten");
             if kind != "gap" {
@@ -154,7 +179,12 @@ live_test!(
             let status = site.walden.run(&["status"]).ok();
             assert!(!status.stdout.contains("DAMAGED"), "{what}: {status}");
         }
-        // What was put aside is in nobody's way.
+        // What was put aside is in nobody's way, nor what somebody else put there.
+        for folder in [segment(1), piece(), file(&site, "primary", "cluster.json")] {
+            let foreign = folder.with_file_name("notes.txt");
+            fs::write(&foreign, "not Walden's").expect("write");
+            user::give(&foreign);
+        }
         site.walden.run(&["verify", "--deep", "--all"]).ok();
         site.restore("restored", &["--until", "latest", "--without", "replica"]);
     }
@@ -328,6 +358,9 @@ live_test!(
         store.put_raw(&key, other);
         let found = problems(&site, &["--repository", "s3"], 6);
         assert_eq!(only(&found), ("s3", "checksum", true), "{found:#?}");
+        assert!(key.ends_with(found[0].1["key"].as_str().expect("a key")), "{found:#?}");
+        let text = site.walden.run(&["verify", "--repository", "s3"]).expect_code(6);
+        assert!(text.stdout.contains("walden sync mends it from repository \"replica\""), "{text}");
         site.walden.run(&["sync"]).ok();
         site.walden.run(&["verify"]).ok();
 
@@ -423,25 +456,3 @@ fn seen(site: &Site) -> usize {
         open().and_then(|index| index.query_row("SELECT count(*) FROM verified", [], |row| row.get(0)).ok());
     count.map_or(0, |count: i64| count as usize)
 }
-
-live_test!(
-    [17]
-    fn what_expires_meanwhile_or_has_expired_is_no_damage(pg: Installation) {
-        let site = Site::with_backup(&pg);
-        for _ in 0..3 {
-            site.fill(3);
-            site.walden.run(&["base-backup", "--fast"]).ok();
-        }
-        site.fill(2);
-        let text = fs::read_to_string(&site.config).expect("read");
-        fs::write(&site.config, format!("{text}\n[retention]\nkeep_last = 3\nwindow = \"1s\"\n")).expect("write");
-        site.walden.run(&["verify"]).ok();
-        let verifying = site.walden.spawn(&["verify", "--deep", "--parallel", "1"]);
-        site.walden.run(&["expire"]).ok();
-        let verified = verifying.wait(PATIENCE);
-        assert_eq!(verified.code, 0, "{verified}");
-        // Between the backups that stay there is no WAL any more, and none is missed.
-        site.walden.run(&["verify"]).ok();
-        site.walden.run(&["verify", "--all"]).ok();
-    }
-);
