@@ -50,7 +50,8 @@ def zig():
     # Elsewhere the unwinder is the system's libgcc_s.
     if not binary.exists() or b"libunwind" not in binary.read_bytes():
         return None
-    return next(Path("target/tools/lib").glob("python3*/site-packages/ziglang"))
+    found = next(Path("target/tools/lib").glob("python3*/site-packages/ziglang"), None)
+    return found or sys.exit("target/dist/walden was linked by a zig that is not in target/tools any more")
 
 
 def not_crates(libraries):

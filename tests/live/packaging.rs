@@ -108,8 +108,11 @@ fn scripts_are_read_by_their_shells() {
     for script in ["debian/postinst", "debian/prerm", "debian/postrm", "systemd/on-failure"] {
         run_program("sh", ["-n", root(&format!("packaging/{script}")).to_str().expect("text")]).ok();
     }
-    for script in ["build.sh", "deb.sh", "release.sh", "stage.sh", "tools.sh", "container/initdb-walden.sh"] {
-        run_program("bash", ["-n", root(&format!("packaging/{script}")).to_str().expect("text")]).ok();
+    let packaging = ["build", "deb", "release", "stage", "tools", "container/initdb-walden"];
+    let tests = ["debian", "oldest", "package", "package-inside", "quickstart"];
+    let scripts = packaging.map(|name| format!("packaging/{name}.sh")).into_iter();
+    for script in scripts.chain(tests.map(|name| format!("tests/{name}.sh"))) {
+        run_program("bash", ["-n", root(&script).to_str().expect("text")]).ok();
     }
 }
 
