@@ -41,6 +41,8 @@ soak:
 	fi
 	$(MAKE) deb
 	tests/quickstart.sh
+	tests/package.sh
+	tests/oldest.sh
 
 demo:
 	tests/install.sh --postgres-only
@@ -52,10 +54,9 @@ bench:
 	WALDEN=$${CARGO_TARGET_DIR:-target}/release/walden cargo bench --bench many
 
 release:
-	cargo build --release --locked
+	packaging/build.sh
 	packaging/release.sh
 
 deb:
-	cargo build --release --locked
-	packaging/stage.sh target/release/walden
-	"$$(packaging/tools.sh cargo-deb)" --no-build --no-strip
+	packaging/build.sh
+	packaging/deb.sh

@@ -1,15 +1,22 @@
 #!/usr/bin/env python3
-"""Prints the software bill of materials of the binary (CycloneDX 1.5), or a list of licences with --licences.
+"""What the binary is made of.
 
-Both come from `cargo metadata --locked`: what the binary is linked from on Linux, without what only tests and builds use.
+    sbom.py                    the software bill of materials (CycloneDX 1.5)
+    sbom.py --licences         a list of licences, and their texts
+    sbom.py --check FILE       judges a bill of materials by CycloneDX's schema (needs the library of that name)
+
+The first two come from `cargo metadata --locked`: what the binary is linked from on Linux, without what only tests and builds use.
 """
 import json
+import platform
 import re
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
-TARGET = "x86_64-unknown-linux-gnu"
+TARGET = platform.machine() + "-unknown-linux-gnu"
+NOTICES = re.compile(r"(licen[cs]e|copying|copyright|notice|unlicense)", re.IGNORECASE)
 
 
 def linked():
@@ -33,6 +40,38 @@ def linked():
     return packages[root], sorted((packages[p] for p in seen), key=lambda p: (p["name"], p["version"]))
 
 
+def folder(package):
+    return Path(package["manifest_path"]).parent
+
+
+def zig():
+    """Returns the folder of the zig that has linked target/dist/walden, if zig has."""
+    binary = Path("target/dist/walden")
+    # Elsewhere the unwinder is the system's libgcc_s.
+    if not binary.exists() or b"libunwind" not in binary.read_bytes():
+        return None
+    found = next(Path("target/tools/lib").glob("python3*/site-packages/ziglang"), None)
+    return found or sys.exit("target/dist/walden was linked by a zig that is not in target/tools any more")
+
+
+def not_crates(libraries):
+    """Returns what is linked in and is no crate: SQLite, which a crate brings along, Rust's own library, and what zig adds."""
+    sqlite = next(package for package in libraries if package["name"] == "libsqlite3-sys")
+    header = (folder(sqlite) / "sqlite3" / "sqlite3.h").read_text()
+    version = re.search(r'#define SQLITE_VERSION\s+"([^"]+)"', header).group(1)
+    rust = subprocess.run(["rustc", "--version"], check=True, capture_output=True, text=True).stdout.split()[1]
+    found = [
+        ("sqlite", version, f"pkg:generic/sqlite@{version}", "blessing", "A small, fast SQL database engine"),
+        ("rust-std", rust, f"pkg:generic/rust@{rust}", "MIT OR Apache-2.0", "The Rust standard library"),
+    ]
+    if zig():
+        information = next(zig().parent.glob("ziglang-*.dist-info")).name
+        version = information.removeprefix("ziglang-").removesuffix(".dist-info")
+        licence = "MIT AND Apache-2.0 WITH LLVM-exception"
+        found.append(("ziglang", version, f"pkg:pypi/ziglang@{version}", licence, "Start-up code, LLVM's libunwind and compiler-rt"))
+    return found
+
+
 def component(package, kind="library"):
     found = {
         "type": kind,
@@ -49,24 +88,67 @@ def component(package, kind="library"):
     return found
 
 
-def main():
+def bill():
+    """Returns the bill of materials."""
     root, libraries = linked()
-    if sys.argv[1:] == ["--licences"]:
-        print(f"walden {root['version']}: {root['license']}\n\nLinked into it:\n")
-        for package in libraries:
-            print(f"{package['name']} {package['version']}: {package['license'] or 'see its files'}")
-        return
-    bom = {
+    others = [
+        {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl,
+         "licenses": [{"expression": licence}], "description": description}
+        for name, version, purl, licence, description in not_crates(libraries)
+    ]
+    return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         # The same for the same list, so that a release can be made again.
         "serialNumber": "urn:uuid:" + str(uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([p["id"] for p in libraries]))),
         "version": 1,
         "metadata": {"component": component(root, "application")},
-        "components": [component(package) for package in libraries],
+        "components": [component(package) for package in libraries] + others,
     }
-    json.dump(bom, sys.stdout, indent=1)
-    print()
+
+
+def licences():
+    """Prints each package with its licence, then each licence text with the packages that come with it."""
+    root, libraries = linked()
+    print(f"walden {root['version']}: {root['license']}\n\nLinked into it:\n")
+    texts = {}
+    for package in libraries:
+        name = f"{package['name']} {package['version']}"
+        files = sorted(file for file in folder(package).iterdir() if NOTICES.match(file.name) and file.is_file())
+        elsewhere = "" if files else f" (the text is not in its package; see {package['repository']})"
+        print(f"{name}: {package['license'] or 'see its files'}{elsewhere}")
+        for file in files:
+            text = "\n".join(line.rstrip() for line in file.read_text(errors="replace").strip().splitlines())
+            texts.setdefault(text, []).append(name)
+    for name, version, _, licence, _ in not_crates(libraries):
+        print(f"{name} {version}: {'public domain' if licence == 'blessing' else licence}")
+    for name in ["LICENSE", "lib/libunwind/LICENSE.TXT"] if zig() else []:
+        texts.setdefault((zig() / name).read_text().strip(), []).append("ziglang")
+    for text, names in sorted(texts.items(), key=lambda item: item[1]):
+        print(f"\n{'=' * 100}\n{', '.join(dict.fromkeys(names))}\n{'-' * 100}\n{text}")
+
+
+def check(path):
+    """Ends with an error where the file is not what CycloneDX says a bill of materials is."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    wrong = JsonStrictValidator(SchemaVersion.V1_5).validate_str(Path(path).read_text())
+    if wrong:
+        sys.exit(f"{path}: {str(wrong).splitlines()[0]}")
+
+
+def main():
+    match sys.argv[1:]:
+        case []:
+            json.dump(bill(), sys.stdout, indent=1)
+            print()
+        case ["--licences"]:
+            licences()
+        case ["--check", path]:
+            check(path)
+        case _:
+            sys.exit(__doc__)
 
 
 main()

@@ -76,6 +76,15 @@ fn services_are_hardened() {
 }
 
 #[test]
+fn services_leave_the_server_its_shared_memory() {
+    // RemoveIPC= removes what the unit's user has in /dev/shm, and the server is the same user's.
+    for unit in files("packaging/systemd", &["service"]) {
+        let text = fs::read_to_string(&unit).expect("read");
+        assert!(text.contains("User=postgres") && !text.contains("RemoveIPC=yes"), "{}", unit.display());
+    }
+}
+
+#[test]
 fn services_run_commands_that_walden_has() {
     let help = Walden::bare().run(&["--help"]).ok().stdout;
     for path in files("packaging/systemd", &["service"]) {
@@ -99,8 +108,11 @@ fn scripts_are_read_by_their_shells() {
     for script in ["debian/postinst", "debian/prerm", "debian/postrm", "systemd/on-failure"] {
         run_program("sh", ["-n", root(&format!("packaging/{script}")).to_str().expect("text")]).ok();
     }
-    for script in ["stage.sh", "tools.sh", "container/initdb-walden.sh"] {
-        run_program("bash", ["-n", root(&format!("packaging/{script}")).to_str().expect("text")]).ok();
+    let packaging = ["build", "deb", "release", "stage", "tools", "container/initdb-walden"];
+    let tests = ["debian", "oldest", "package", "package-inside", "quickstart"];
+    let scripts = packaging.map(|name| format!("packaging/{name}.sh")).into_iter();
+    for script in scripts.chain(tests.map(|name| format!("tests/{name}.sh"))) {
+        run_program("bash", ["-n", root(&script).to_str().expect("text")]).ok();
     }
 }
 
