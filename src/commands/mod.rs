@@ -32,6 +32,7 @@ mod version;
 
 use crate::error::{CANNOT_ANSWER, exit_code};
 use crate::kind::{Error, Kind};
+use crate::manual::told;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "walden", version, long_version = version::long(), max_term_width = 100, disable_help_subcommand = true)]
 #[command(after_help = "The configuration is --config, else $WALDEN_CONFIG, else /etc/walden/walden.toml.\n\
+    Pages that messages name (docs/…) are in /usr/share/doc/walden of the package.\n\
     Begin with: walden init --help. To see it all work on a throwaway cluster: walden demo.")]
 struct Cli {
     #[command(flatten)]
@@ -119,7 +121,7 @@ pub fn main() -> u8 {
                     if error.kind() == Kind::Absent {
                         tracing::debug!("{error}");
                     } else {
-                        tracing::error!("{error}");
+                        tracing::error!("{}", told(error));
                     }
                     code
                 }
@@ -156,8 +158,9 @@ pub fn main() -> u8 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            tracing::error!("{error}");
-            exit_code(error.kind())
+            let code = exit_code(error.kind());
+            tracing::error!("{}", told(error));
+            code
         }
     }
 }
