@@ -93,7 +93,7 @@ mod tests {
                 Kind::Doubt | Kind::MustStop => crate::error::CANNOT_ANSWER,
                 kind => crate::error::exit_code(kind),
             };
-            assert_eq!(of_kind(kind), format!("docs/troubleshooting.md#exit-code-{code}"), "{kind:?}");
+            assert!(of_kind(kind).ends_with(&format!("#exit-code-{code}")), "{kind:?}");
         }
     }
 }

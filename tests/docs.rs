@@ -137,8 +137,9 @@ fn every_command_line_parses() {
     let (mut wrong, mut seen) = (Vec::new(), BTreeSet::new());
     for (path, page) in pages() {
         for block in blocks(&page) {
-            // The variable that has to be a number.
+            // The variables whose form is looked at.
             let joined = block.text.replace("\\\n", " ").replace("\"$COPY_PORT\"", "5499");
+            let joined = joined.replace("\"$SEGMENT\"", "0000000100000000000000A7");
             for arguments in joined.lines().filter_map(walden_arguments) {
                 seen.extend(arguments.first().cloned());
                 let output = Command::new(env!("CARGO_BIN_EXE_walden"))
@@ -166,13 +167,15 @@ fn every_command_line_parses() {
 
 #[test]
 fn every_command_is_run_by_a_test_or_says_why_not() {
-    let tests = read(&root().join("tests/live/docs.rs"));
+    let tests = ["docs", "pages"].map(|name| read(&root().join(format!("tests/live/{name}.rs")))).concat();
     let quick_start = read(&root().join("docs/quickstart.md"));
     let mut wrong = Vec::new();
     for (path, page) in pages() {
         for block in blocks(&page).into_iter().filter(|block| block.language == "sh") {
             let file = path.file_name().unwrap().to_str().unwrap();
             let good = match (&block.name, &block.not_run) {
+                // Run before each of the page's other blocks.
+                (Some(name), None) if name == "values" => tests.contains(&format!("\"{file}\", \"")),
                 (Some(name), None) => tests.contains(&format!("\"{file}\", \"{name}\"")),
                 (None, Some(reason)) => !reason.is_empty(),
                 // What is in the quick start is run by tests/quickstart.sh.

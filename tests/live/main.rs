@@ -25,6 +25,7 @@ mod monitor;
 mod notify;
 mod oplog;
 mod packaging;
+mod pages;
 mod prefetch;
 mod recover;
 mod reports;
