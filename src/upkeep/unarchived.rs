@@ -5,7 +5,7 @@
 
 use crate::index::IndexHandle;
 use crate::postgres::wal::{Nobody, ReaderOptions, SegmentSummary, Summarizer};
-use crate::postgres::{ControlFile, PgTimestamp, SystemIdentifier, WalSegmentName};
+use crate::postgres::{ControlFile, PgTimestamp, SegmentHeader, SystemIdentifier, WalSegmentName};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -43,20 +43,25 @@ impl Unarchived {
         let redo = WalSegmentName::containing(control.timeline, control.redo, control.wal_segment_size);
         let is_waiting = |segment: &WalSegmentName| {
             let has = |ending: &str| status.contains(&format!("{segment}.{ending}"));
-            // Recycled files, which are there for later, come after the one that is written; they hold no records.
             has("ready") || (!has("done") && *segment >= redo)
         };
         let segments = names(pg_wal.clone())?.into_iter().filter_map(|name| name.parse().ok());
         Some(Self { pg_wal, sysid, waiting: segments.filter(is_waiting).collect() })
     }
 
-    /// Returns how many bytes were read of a segment in `pg_wal`, and the time of the earliest commit in it.
+    /// Returns how many bytes were read of a segment in `pg_wal`, and the time of the earliest commit in it. A recycled file
+    /// that is there for later still holds the records of the segment that it was: that is none.
     fn first_commit_in(&self, segment: WalSegmentName) -> (u64, Option<PgTimestamp>) {
         let Ok(mut file) = File::open(self.pg_wal.join(segment.to_string())) else { return (0, None) };
         let mut summarizer = Summarizer::new(ReaderOptions::default(), None);
         let mut buffer = vec![0; BUFFER];
         let mut length = 0;
+        let file_length = file.metadata().map_or(0, |meta| meta.len());
         while let Ok(read @ 1..) = file.read(&mut buffer) {
+            let is_own = |header: SegmentHeader| header.check(segment, file_length).is_ok();
+            if length == 0 && !SegmentHeader::parse(&buffer[..read]).is_ok_and(is_own) {
+                return (read as u64, None);
+            }
             summarizer.push(&buffer[..read]);
             length += read as u64;
         }
