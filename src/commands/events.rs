@@ -90,7 +90,14 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
     match args.output {
         Format::Json => json(&found),
         Format::Text => {
-            print!("{}", text(&found));
+            print!(
+                "{}",
+                if found.is_empty() {
+                    none_known(index.wal_totals(sysid)?.newest_commit)
+                } else {
+                    text(&found)
+                }
+            );
             Ok(())
         }
     }
@@ -150,10 +157,19 @@ fn command(global: &Global, config: &Config, event: &EventRow, newest: Option<Ti
     words.join(" ")
 }
 
-fn text(found: &[EventReport]) -> String {
-    if found.is_empty() {
-        return "No such event is known.\n".to_owned();
+/// Returns what is said where nothing was found: what happened since the last archived commit nobody has read.
+fn none_known(newest: Option<i64>) -> String {
+    match newest.and_then(|us| Timestamp::from_microsecond(us).ok()) {
+        Some(time) => format!(
+            "No such event is known up to {}, the last archived commit. If the server runs, SELECT pg_switch_wal() there \
+             archives what is newer.\n",
+            super::output::time(time)
+        ),
+        None => "No such event is known: no commit is archived that the index knows.\n".to_owned(),
     }
+}
+
+fn text(found: &[EventReport]) -> String {
     let mut out = String::new();
     for event in found {
         let mut row = vec![utc(event.time), event.kind.to_string(), what(event)];

@@ -51,6 +51,13 @@ live_test!(
         let finished = shell.try_run("monitoring.md", "monitor");
         assert!((0..3).contains(&finished.code), "{finished}");
         assert!(finished.stdout.lines().next().is_some_and(|line| line.contains(" | ")), "{finished}");
+        // What is asked about nothing says so.
+        let events = site.walden.run(&["events", "--kind", "drop"]).ok();
+        assert!(events.stdout.contains("the last archived commit"), "{events}");
+        let nobodys = "20260101T000000Z-00000001-00000000";
+        site.walden.run(&["unpin", nobodys]).expect_code(2);
+        assert_eq!(site.walden.run(&["verify", "--backup", nobodys]).expect_code(2).stdout, "");
+
         shell.set("TEXTFILES", site.work.create_dir("textfiles").display());
         shell.run("monitoring.md", "metrics");
         let metrics = fs::read_to_string(site.work.join("textfiles/walden.prom")).expect("read");

@@ -161,7 +161,7 @@ impl Visit<'_> {
         if let Some(deep) = to_check
             && (problem.is_none() || content_decides)
         {
-            match self.content(target, deep)? {
+            match self.content(target, deep, !known)? {
                 None => return Ok(()),
                 Some(Ok(())) => {
                     now.deep_at = Some(Timestamp::now().as_microsecond());
@@ -199,16 +199,17 @@ impl Visit<'_> {
     }
 
     /// Checks the content, and a second time where that fails: a bad transfer is not a bad object. Returns what is wrong with
-    /// it; none where the object is gone meanwhile.
+    /// it; none where the object is gone meanwhile. It is `counted` already where its bytes were looked at.
     #[allow(clippy::type_complexity, reason = "three outcomes of one look")]
     fn content(
         &self,
         target: &Target,
         deep: &dyn Fn() -> Result<()>,
+        counted: bool,
     ) -> Result<Option<Result<(), (Wrong, String)>>> {
         let Err(error) = deep().or_else(|_| deep()) else {
             self.count(|report| {
-                report.looked_at += 1;
+                report.looked_at += u64::from(!counted);
                 report.bytes_read += target.object.size;
             });
             return Ok(Some(Ok(())));
