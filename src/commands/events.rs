@@ -86,7 +86,12 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         deep(&config, sysid, &query, &index)?;
     }
     let newest = index.newest_timeline(sysid)?;
-    let found = events(&index, sysid, &query, |event| command(global, &config, event, newest))?;
+    let is_later = |event: &EventRow| {
+        event.kind == EventKind::RestorePoint
+            && index.has_earlier_restore_point(sysid, &event.name, event.lsn).unwrap_or(true)
+    };
+    let command = |event: &EventRow| command(global, &config, event, is_later(event), newest);
+    let found = events(&index, sysid, &query, command)?;
     match args.output {
         Format::Json => json(&found),
         Format::Text => {
@@ -137,14 +142,23 @@ pub(super) fn moment(option: &str, text: &str, now: &jiff::Zoned) -> Result<i64>
     }
 }
 
-/// Returns the command that restores a copy beside the original, up to right before the event.
-fn command(global: &Global, config: &Config, event: &EventRow, newest: Option<TimelineId>) -> String {
+/// Returns the command that restores a copy beside the original, up to right before the event, or to the restore point:
+/// by its position where it `is_later` than another of its name.
+fn command(
+    global: &Global,
+    config: &Config,
+    event: &EventRow,
+    is_later: bool,
+    newest: Option<TimelineId>,
+) -> String {
     let mut words = vec!["walden".to_owned()];
     if let Some(path) = &global.config {
         words.extend(["--config".to_owned(), setup::shell_word(&path.to_string_lossy())]);
     }
     words.extend(["recover".to_owned(), "--until".to_owned()]);
-    if event.kind == EventKind::RestorePoint {
+    if is_later {
+        words.push(format!("lsn:{}", event.lsn));
+    } else if event.kind == EventKind::RestorePoint {
         words.push(setup::shell_word(&format!("name:{}", event.name)));
     } else {
         words.extend([format!("lsn:{}", event.lsn), "--exclusive".to_owned()]);

@@ -141,9 +141,10 @@ impl Visit<'_> {
             return Ok(());
         }
         let reference = target.expected.map(|(_, crc)| crc).or_else(|| seen.and_then(|seen| seen.crc));
-        let mut now = match seen {
-            Some(seen) if self.knows_bytes(target, Some(seen)) => *seen,
-            _ => {
+        let known_bytes = seen.filter(|seen| self.knows_bytes(target, Some(seen)));
+        let mut now = match known_bytes {
+            Some(seen) => *seen,
+            None => {
                 let Some((stored, found)) = self.read(target, reference)? else { return Ok(()) };
                 problem = problem.or(found);
                 let deep_at = seen.filter(|seen| is_same(target, seen)).and_then(|seen| seen.deep_at);
@@ -161,7 +162,7 @@ impl Visit<'_> {
         if let Some(deep) = to_check
             && (problem.is_none() || content_decides)
         {
-            match self.content(target, deep, !known)? {
+            match self.content(target, deep, known_bytes.is_none())? {
                 None => return Ok(()),
                 Some(Ok(())) => {
                     now.deep_at = Some(Timestamp::now().as_microsecond());
