@@ -216,8 +216,12 @@ impl Config {
         let path = path_of(flag);
         let path = std::path::absolute(&path).unwrap_or(path);
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            Error::config(format!("configuration \"{}\": {error}", path.display()))
-                .with_hint("write one with walden init, or name it with --config or WALDEN_CONFIG")
+            let hint = if error.kind() == std::io::ErrorKind::PermissionDenied {
+                "run as the server's user (sudo -u postgres walden …), to whom the file belongs or should belong"
+            } else {
+                "write one with walden init, or name it with --config or WALDEN_CONFIG"
+            };
+            Error::config(format!("configuration \"{}\": {error}", path.display())).with_hint(hint)
         })?;
         Self::parse(&text, &path)
             .map_err(|error| error.context(format!("configuration \"{}\"", path.display())))
@@ -451,6 +455,13 @@ fn toml_error(text: &str, error: &toml::de::Error) -> Error {
         .filter(|_| !text.is_empty())
         .map(|span| format!("line {}: ", text[..span.start.min(text.len())].matches('\n').count() + 1))
         .unwrap_or_default();
+    // The parser does not say which one; what follows the equals sign may be a secret.
+    let twice = error.span().filter(|_| message == "duplicate key").and_then(|span| text.get(span));
+    if let Some(twice) = twice {
+        let key = twice.split('=').next().unwrap_or_default().trim();
+        return Error::config(format!("{line}\"{key}\" is there already"))
+            .with_hint("a section or a key stands once: put the lines together under one");
+    }
     let base = Error::config(format!("{line}{}", message.replace('`', "\"")));
     let mut quoted = message.split('`').skip(1).step_by(2);
     if !message.starts_with("unknown field") {
@@ -487,6 +498,16 @@ identity_file = "identity.txt"
 
     fn parse(text: &str) -> Result<Config> {
         Config::parse(text, Path::new("/etc/walden/walden.toml"))
+    }
+
+    #[test]
+    fn what_stands_twice_is_named_without_its_value() {
+        let again = |text: &str| parse(&format!("{GOOD}{text}")).unwrap_err().to_string();
+        let line = GOOD.lines().count() + 2;
+        let section = again("[archive]\n[archive]\n");
+        assert!(section.contains(&format!("line {line}: \"archive\" is there already")), "{section}");
+        let key = again("[notify]\nwebhook = \"a-secret\"\nwebhook = \"a-secret\"\n");
+        assert!(key.contains("\"webhook\" is there already") && !key.contains("secret"), "{key}");
     }
 
     #[test]

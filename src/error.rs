@@ -38,17 +38,8 @@ mod tests {
 
     #[test]
     fn only_proven_absence_is_1_for_archive_get() {
-        for kind in [
-            Kind::Other,
-            Kind::Usage,
-            Kind::Config,
-            Kind::Repository,
-            Kind::Conflict,
-            Kind::Corrupt,
-            Kind::Server,
-            Kind::Target,
-            Kind::Doubt,
-        ] {
+        let always = [Kind::Absent, Kind::MustStop];
+        for kind in Kind::ALL.into_iter().filter(|kind| !always.contains(kind)) {
             assert_eq!(archive_get_code(kind, false), CANNOT_ANSWER);
             assert!((2..=125).contains(&archive_get_code(kind, true)));
             assert!((1..=125).contains(&exit_code(kind)));

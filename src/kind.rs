@@ -33,6 +33,23 @@ pub enum Kind {
     MustStop,
 }
 
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 11] = [
+        Self::Other,
+        Self::Usage,
+        Self::Config,
+        Self::Repository,
+        Self::Conflict,
+        Self::Corrupt,
+        Self::Server,
+        Self::Target,
+        Self::Absent,
+        Self::Doubt,
+        Self::MustStop,
+    ];
+}
+
 /// A failure with its kind, one line of text and perhaps a hint.
 #[derive(Debug, Clone)]
 pub struct Error {

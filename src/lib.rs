@@ -35,7 +35,7 @@
 //! | mechanisms | [`codec`], [`durable`], [`parallel`], [`shutdown`], [`storage`], [`index`], [`server`] |
 //! | repository | [`repository`] |
 //! | engines | [`archive`], [`backup`], [`recovery`], [`upkeep`] |
-//! | shell | [`config`], [`error`], [`log`], [`commands`] |
+//! | shell | [`config`], [`error`], [`manual`], [`log`], [`commands`] |
 
 pub mod archive;
 pub mod backup;
@@ -47,6 +47,7 @@ pub mod error;
 pub mod index;
 pub mod kind;
 pub mod log;
+pub mod manual;
 pub mod parallel;
 pub mod postgres;
 pub mod progress;

@@ -383,6 +383,13 @@ fn connect_error(error: &tokio_postgres::Error, config: &Config) -> Error {
     let base =
         Error::new(Kind::Server, format!("connect to server at {}: {}", address(config), describe(error)));
     let hint = match error.code() {
+        Some(code)
+            if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                && error.as_db_error().is_some_and(|db| db.message().contains("eer authentication")) =>
+        {
+            "this user of the system may not be that role: run as the server's user (sudo -u postgres walden …), or name \
+             another role in server.connection"
+        }
         Some(code) if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
             "the server has no rule in pg_hba.conf for this role and address without TLS; connect through its local \
              socket, or add one"

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use markdown::{blocks, shell_words, walden_arguments};
+use walden::kind::Kind;
+use walden::manual;
+use walden::upkeep::verdict::RULES;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -69,9 +72,7 @@ fn every_relative_link_leads_somewhere() {
             }
             let (file, fragment) = link.split_once('#').unwrap_or((link, ""));
             let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
-            let good = target.exists()
-                && (fragment.is_empty()
-                    || read(&target).lines().any(|line| line.starts_with('#') && anchor(line) == fragment));
+            let good = target.exists() && (fragment.is_empty() || has_anchor(&target, fragment));
             if !good {
                 broken.push(format!("{}: {link}", path.display()));
             }
@@ -80,13 +81,65 @@ fn every_relative_link_leads_somewhere() {
     assert!(broken.is_empty(), "links that lead nowhere:\n  {}", broken.join("\n  "));
 }
 
+/// Returns whether a page has a heading with this anchor.
+fn has_anchor(page: &Path, fragment: &str) -> bool {
+    prose(&read(page)).lines().any(|line| line.starts_with('#') && anchor(line) == fragment)
+}
+
+#[test]
+fn every_page_that_a_message_names_is_there_and_in_the_package() {
+    let kinds = Kind::ALL.map(|kind| (format!("{kind:?}"), Some(manual::of_kind(kind))));
+    let rules = RULES.map(|rule| (rule.to_owned(), manual::of_rule(rule)));
+    // What check looks at, by the table of its page.
+    let page = read(&root().join("docs/check.md"));
+    let table = page.split("## What is looked at").nth(1).unwrap().split("\n## ").next().unwrap();
+    let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let names = cells.flat_map(|cell| cell.split("`, `")).map(|name| name.split('`').next().unwrap());
+    let items: Vec<_> = names.map(|name| (name.to_owned(), manual::of_check(name))).collect();
+    assert!(items.len() > 25, "{items:?}");
+
+    let package = read(&root().join("Cargo.toml"));
+    assert!(package.contains("[\"docs/*.md\", \"usr/share/doc/walden/docs/\", \"644\"]"));
+    for (what, reference) in kinds.into_iter().chain(rules).chain(items) {
+        let reference = reference.unwrap_or_else(|| panic!("{what}: no page of the manual"));
+        let (file, fragment) = reference.split_once('#').unwrap();
+        assert!(file.starts_with("docs/") && has_anchor(&root().join(file), fragment), "{what}: {reference}");
+    }
+}
+
+#[test]
+fn every_page_that_the_code_names_is_there() {
+    let mut dirs = vec![root().join("src")];
+    let mut named = BTreeSet::new();
+    while let Some(dir) = dirs.pop() {
+        for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            for part in read(&path).split("docs/").skip(1) {
+                let end = part.find(|c: char| !c.is_ascii_alphanumeric() && !"._-#".contains(c));
+                named.insert(part[..end.unwrap_or(part.len())].trim_end_matches('.').to_owned());
+            }
+        }
+    }
+    named.retain(|name| name.contains(".md"));
+    assert!(named.len() > 15, "{named:?}");
+    for name in named {
+        let (file, fragment) = name.split_once('#').unwrap_or((&name, ""));
+        let page = root().join("docs").join(file);
+        assert!(page.is_file() && (fragment.is_empty() || has_anchor(&page, fragment)), "docs/{name}");
+    }
+}
+
 #[test]
 fn every_command_line_parses() {
     let (mut wrong, mut seen) = (Vec::new(), BTreeSet::new());
     for (path, page) in pages() {
         for block in blocks(&page) {
-            // The variable that has to be a number.
+            // The variables whose form is looked at.
             let joined = block.text.replace("\\\n", " ").replace("\"$COPY_PORT\"", "5499");
+            let joined = joined.replace("\"$SEGMENT\"", "0000000100000000000000A7");
             for arguments in joined.lines().filter_map(walden_arguments) {
                 seen.extend(arguments.first().cloned());
                 let output = Command::new(env!("CARGO_BIN_EXE_walden"))
@@ -114,13 +167,15 @@ fn every_command_line_parses() {
 
 #[test]
 fn every_command_is_run_by_a_test_or_says_why_not() {
-    let tests = read(&root().join("tests/live/docs.rs"));
+    let tests = ["docs", "pages"].map(|name| read(&root().join(format!("tests/live/{name}.rs")))).concat();
     let quick_start = read(&root().join("docs/quickstart.md"));
     let mut wrong = Vec::new();
     for (path, page) in pages() {
         for block in blocks(&page).into_iter().filter(|block| block.language == "sh") {
             let file = path.file_name().unwrap().to_str().unwrap();
             let good = match (&block.name, &block.not_run) {
+                // Run before each of the page's other blocks.
+                (Some(name), None) if name == "values" => tests.contains(&format!("\"{file}\", \"")),
                 (Some(name), None) => tests.contains(&format!("\"{file}\", \"{name}\"")),
                 (None, Some(reason)) => !reason.is_empty(),
                 // What is in the quick start is run by tests/quickstart.sh.

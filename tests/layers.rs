@@ -9,7 +9,7 @@ const LEVELS: [(&str, &[&str]); 5] = [
     ("mechanisms", &["codec", "durable", "parallel", "shutdown", "storage", "index", "server"]),
     ("repository", &["repository"]),
     ("engines", &["archive", "backup", "recovery", "upkeep"]),
-    ("shell", &["config", "error", "log", "commands", "main"]),
+    ("shell", &["config", "error", "manual", "log", "commands", "main"]),
 ];
 
 /// The most lines of a file.

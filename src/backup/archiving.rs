@@ -34,6 +34,13 @@ pub fn check(server: &mut Server, data_dir: &Path) -> Result<Option<LastArchived
         );
     }
     if value("archive_mode") == "off" {
+        if !server.pending_restart(&["archive_mode"])?.is_empty() {
+            return refuse(
+                "archive_mode is off until the server is restarted: the WAL that the backup needs would not be archived"
+                    .into(),
+                "restart the server",
+            );
+        }
         return refuse(
             "archive_mode is off: the WAL that the backup needs would never be archived".into(),
             "walden init --apply sets it; then restart the server",

@@ -217,7 +217,8 @@ impl Opener {
                 error.with_hint("it must be readable by the user that the server runs as")
             } else {
                 error.with_hint(
-                    "bring the identity from where it is kept and give its path as encryption.identity_file",
+                    "bring the identity from where it is kept and give its path as encryption.identity_file; a host that only \
+                     archives needs none: take identity_file out",
                 )
             }
         })?;

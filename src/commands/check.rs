@@ -5,6 +5,7 @@ use super::{Global, operation, setup};
 use crate::config::{self, Config, Encryption, Location};
 use crate::error::exit_code;
 use crate::kind::{Error, Result};
+use crate::manual;
 use crate::upkeep::check::{Item, State, Subject, Target, check, outcome};
 use std::path::Path;
 use std::time::Duration;
@@ -57,7 +58,7 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         Format::Json => {
             let count = |state| items.iter().filter(|item| item.state == state).count();
             json(&serde_json::json!({
-                "items": items,
+                "items": items.iter().map(|item| Told { item, page: page(item) }).collect::<Vec<_>>(),
                 "verdict": if result.is_ok() { "OK" } else { "FAILED" },
                 "exit_code": result.as_ref().map_or_else(|error| exit_code(error.kind()), |()| 0),
                 "ok": count(State::Ok),
@@ -125,6 +126,14 @@ fn subject(config: Config, args: &Args) -> Result<Subject> {
     })
 }
 
+/// An item, as programs are told of it.
+#[derive(serde::Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    item: &'a Item,
+    page: Option<&'static str>,
+}
+
 fn word(state: State) -> &'static str {
     match state {
         State::Ok => "OK",
@@ -142,12 +151,25 @@ fn text(item: &Item) -> String {
         None => item.name.clone(),
     };
     let mut text = format!("{:7} {name}: {}\n", word(item.state), item.found);
-    if let Some(hint) = &item.hint {
-        for (at, line) in hint.lines().enumerate() {
-            text += &format!("        {}{line}\n", if at == 0 { "hint: " } else { "      " });
-        }
+    let mut hint: Vec<String> = item.hint.iter().flat_map(|hint| hint.lines()).map(str::to_owned).collect();
+    match (page(item), hint.as_mut_slice()) {
+        (None, _) => {}
+        (Some(page), [line]) => *line += &format!("; see {page}"),
+        // What has several lines is a policy or statements, to be copied.
+        (Some(page), _) => hint.push(format!("see {page}")),
+    }
+    for (at, line) in hint.iter().enumerate() {
+        text += &format!("        {}{line}\n", if at == 0 { "hint: " } else { "      " });
     }
     text
+}
+
+/// Returns the page of the manual that helps with what is not as it must be.
+fn page(item: &Item) -> Option<&'static str> {
+    match item.state {
+        State::Ok | State::Skipped => None,
+        State::Failed | State::Risk | State::Warning => manual::of_check(&item.name),
+    }
 }
 
 /// Returns the line that everything ends in.

@@ -86,11 +86,23 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         deep(&config, sysid, &query, &index)?;
     }
     let newest = index.newest_timeline(sysid)?;
-    let found = events(&index, sysid, &query, |event| command(global, &config, event, newest))?;
+    let is_later = |event: &EventRow| {
+        event.kind == EventKind::RestorePoint
+            && index.has_earlier_restore_point(sysid, &event.name, event.lsn).unwrap_or(true)
+    };
+    let command = |event: &EventRow| command(global, &config, event, is_later(event), newest);
+    let found = events(&index, sysid, &query, command)?;
     match args.output {
         Format::Json => json(&found),
         Format::Text => {
-            print!("{}", text(&found));
+            print!(
+                "{}",
+                if found.is_empty() {
+                    none_known(index.wal_totals(sysid)?.newest_commit)
+                } else {
+                    text(&found)
+                }
+            );
             Ok(())
         }
     }
@@ -130,14 +142,23 @@ pub(super) fn moment(option: &str, text: &str, now: &jiff::Zoned) -> Result<i64>
     }
 }
 
-/// Returns the command that restores a copy beside the original, up to right before the event.
-fn command(global: &Global, config: &Config, event: &EventRow, newest: Option<TimelineId>) -> String {
+/// Returns the command that restores a copy beside the original, up to right before the event, or to the restore point:
+/// by its position where it `is_later` than another of its name.
+fn command(
+    global: &Global,
+    config: &Config,
+    event: &EventRow,
+    is_later: bool,
+    newest: Option<TimelineId>,
+) -> String {
     let mut words = vec!["walden".to_owned()];
     if let Some(path) = &global.config {
         words.extend(["--config".to_owned(), setup::shell_word(&path.to_string_lossy())]);
     }
     words.extend(["recover".to_owned(), "--until".to_owned()]);
-    if event.kind == EventKind::RestorePoint {
+    if is_later {
+        words.push(format!("lsn:{}", event.lsn));
+    } else if event.kind == EventKind::RestorePoint {
         words.push(setup::shell_word(&format!("name:{}", event.name)));
     } else {
         words.extend([format!("lsn:{}", event.lsn), "--exclusive".to_owned()]);
@@ -150,10 +171,19 @@ fn command(global: &Global, config: &Config, event: &EventRow, newest: Option<Ti
     words.join(" ")
 }
 
-fn text(found: &[EventReport]) -> String {
-    if found.is_empty() {
-        return "No such event is known.\n".to_owned();
+/// Returns what is said where nothing was found: what happened since the last archived commit nobody has read.
+fn none_known(newest: Option<i64>) -> String {
+    match newest.and_then(|us| Timestamp::from_microsecond(us).ok()) {
+        Some(time) => format!(
+            "No such event is known up to {}, the last archived commit. If the server runs, SELECT pg_switch_wal() there \
+             archives what is newer.\n",
+            super::output::time(time)
+        ),
+        None => "No such event is known: no commit is archived that the index knows.\n".to_owned(),
     }
+}
+
+fn text(found: &[EventReport]) -> String {
     let mut out = String::new();
     for event in found {
         let mut row = vec![utc(event.time), event.kind.to_string(), what(event)];

@@ -33,6 +33,7 @@ mod version;
 
 use crate::error::{CANNOT_ANSWER, exit_code};
 use crate::kind::{Error, Kind};
+use crate::manual::told;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "walden", version, long_version = version::long(), max_term_width = 100, disable_help_subcommand = true)]
 #[command(after_help = "The configuration is --config, else $WALDEN_CONFIG, else /etc/walden/walden.toml.\n\
+    Pages that messages name (docs/…) are in /usr/share/doc/walden of the package.\n\
     Begin with: walden init --help. To see it all work on a throwaway cluster: walden demo.")]
 struct Cli {
     #[command(flatten)]
@@ -85,6 +87,7 @@ enum Command {
     Expire(expire::Args),
     Pin(pin::Args),
     /// Let the retention decide over a backup again
+    #[command(after_help = "Example:\n  walden unpin 20261120T133000Z-00000001-5f0c2a91")]
     Unpin(pin::Args),
     Verify(verify::Args),
     Resolve(resolve::Args),
@@ -121,7 +124,7 @@ pub fn main() -> u8 {
                     if error.kind() == Kind::Absent {
                         tracing::debug!("{error}");
                     } else {
-                        tracing::error!("{error}");
+                        tracing::error!("{}", told(error));
                     }
                     code
                 }
@@ -159,8 +162,9 @@ pub fn main() -> u8 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            tracing::error!("{error}");
-            exit_code(error.kind())
+            let code = exit_code(error.kind());
+            tracing::error!("{}", told(error));
+            code
         }
     }
 }
@@ -194,16 +198,19 @@ fn command_line_failed(error: &clap::Error, arguments: &[std::ffi::OsString]) ->
     let text = error.to_string();
     let until_usage = text.split("\n\nUsage:").next().unwrap_or_default();
     let line = until_usage.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line).replace(" tip: ", "; hint: ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line).replace(" tip: ", "\n");
     let line = line.split("For more information").next().unwrap_or(&line).trim();
-    let help = match arguments.iter().skip(1).filter_map(|a| a.to_str()).find(|a| !a.starts_with('-')) {
-        Some(command) if Cli::command().find_subcommand(command).is_some() => {
-            format!("walden {command} --help")
-        }
-        _ => "walden --help".to_owned(),
+    let (line, tip) = line.split_once('\n').map_or((line, None), |(line, tip)| (line, Some(tip)));
+    // Not simply the first without a hyphen: that may be the value of --config.
+    let is_command = |word: &&str| Cli::command().find_subcommand(word).is_some();
+    let help = match arguments.iter().skip(1).filter_map(|a| a.to_str()).find(is_command) {
+        Some(command) => format!("walden {command} --help"),
+        None => "walden --help".to_owned(),
     };
     // Not eprintln!, which panics where the server's log cannot be written.
-    let _ = writeln!(std::io::stderr(), "{}", as_line(&Error::usage(line).with_hint(format!("see {help}"))));
+    let error =
+        tip.into_iter().fold(Error::usage(line), |error, tip| error.with_hint(tip.replace('\n', "; ")));
+    let _ = writeln!(std::io::stderr(), "{}", as_line(&error.with_hint(format!("see {help}"))));
     code_outside(arguments, 2)
 }
 
@@ -213,26 +220,72 @@ fn as_line(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    /// Goes through every command that has none below it.
-    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
-        for inner in command.get_subcommands() {
-            let path = format!("{path} {}", inner.get_name());
-            if inner.has_subcommands() {
-                leaves(inner, &path, found);
-            } else if !inner.is_hide_set() {
-                found.push((path, inner.get_after_help().map(ToString::to_string).unwrap_or_default()));
+    use super::Cli;
+    use clap::Parser;
+
+    /// Returns every command that is shown and has none below it, by its words.
+    fn leaves() -> Vec<(String, clap::Command)> {
+        fn below(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
+            for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+                let path = format!("{path} {}", inner.get_name());
+                if inner.has_subcommands() {
+                    below(inner, &path, found);
+                } else {
+                    found.push((path, inner.clone()));
+                }
+            }
+        }
+        let mut found = Vec::new();
+        below(&super::command(), "walden", &mut found);
+        assert!(found.len() > 15, "{found:?}");
+        found
+    }
+
+    /// Splits a line as a shell does, as far as examples need it.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut quoted) = (vec![String::new()], false);
+        for c in line.trim().chars() {
+            match c {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                c => words.last_mut().unwrap().push(c),
+            }
+        }
+        words.into_iter().filter(|word| !word.is_empty()).collect()
+    }
+
+    #[test]
+    fn help_of_every_command_has_examples_and_they_parse() {
+        for (path, command) in leaves() {
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let joined = after.replace("\\\n", " ");
+            // A setting of the server has its command in quotes.
+            let examples: Vec<&str> = joined
+                .lines()
+                .filter_map(|line| line.strip_prefix("  ")?.split("_command = '").last())
+                .map(str::trim)
+                .filter(|line| line.starts_with("walden "))
+                .collect();
+            assert!(after.starts_with("Example"), "{path} --help: {after:?}");
+            let own = examples.iter().any(|line| line.starts_with(&path));
+            assert!(own, "{path} --help has no example of its own: {after:?}");
+            for example in examples {
+                let line = example.split([';', '|', '>', '#']).next().unwrap();
+                if let Err(error) = Cli::try_parse_from(words(line)) {
+                    panic!("{path} --help: {example}: {error}");
+                }
             }
         }
     }
 
     #[test]
-    fn help_of_every_command_has_an_example() {
-        let mut found = Vec::new();
-        leaves(&super::command(), "walden", &mut found);
-        assert!(found.len() > 15, "{found:?}");
-        for (path, after) in found {
-            let example = after.starts_with("Example") && after.contains("walden ");
-            assert!(example, "{path} --help has no example: {after:?}");
+    fn every_command_and_every_option_has_a_help_text() {
+        for (path, command) in leaves() {
+            assert!(command.get_about().is_some(), "{path}");
+            for option in command.get_arguments().filter(|option| !option.is_hide_set()) {
+                let help = option.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(!help.trim().is_empty(), "{path}: {}", option.get_id());
+            }
         }
     }
 }

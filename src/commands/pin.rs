@@ -24,29 +24,37 @@ pub struct Args {
 /// Runs `pin`.
 pub fn run(global: &Global, args: &Args) -> Result<()> {
     change(global, args, "pin", |repositories, keys| {
-        let known = ask_all(
-            &repositories.iter().collect::<Vec<_>>(),
-            usize::MAX,
-            |repository, _| list_backups(repository, keys).is_ok_and(|ids| ids.contains(&args.id)),
-            |_| false,
-        );
-        if !known.contains(&true) {
-            return Err(Error::usage(format!(
-                "no repository that can be asked holds a backup \"{}\"",
-                args.id
-            ))
-            .with_hint("walden list shows them"));
-        }
+        known(repositories, keys, &args.id)?;
         pin(repositories, keys, &args.id)
     })
+}
+
+/// Fails unless a repository holds the backup.
+fn known(repositories: &[Repository], keys: &ClusterKeys, id: &str) -> Result<()> {
+    let known = ask_all(
+        &repositories.iter().collect::<Vec<_>>(),
+        usize::MAX,
+        |repository, _| list_backups(repository, keys).is_ok_and(|ids| ids.iter().any(|held| held == id)),
+        |_| false,
+    );
+    if known.contains(&true) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("no repository that can be asked holds a backup \"{id}\""))
+        .with_hint("walden list shows them"))
 }
 
 /// Runs `unpin`.
 pub fn run_unpin(global: &Global, args: &Args) -> Result<()> {
     change(global, args, "unpin", |repositories, keys| {
-        each(repositories, "unpin in", |repository, deadline| {
+        let changed = each(repositories, "unpin in", |repository, deadline| {
             repository::unpin(repository, keys, &args.id, deadline)
-        })
+        })?;
+        // A pin may outlive its backup; an id that nobody knows is mistyped.
+        if changed == 0 {
+            known(repositories, keys, &args.id)?;
+        }
+        Ok(changed)
     })
 }
 

@@ -79,7 +79,9 @@ fn report(global: &Global, args: &Args) -> Result<u8> {
 /// Returns a line for each reason, with what to do.
 fn reasons(verdict: &Verdict) -> String {
     let line = |reason: &crate::upkeep::verdict::Reason| {
-        format!("{} {}: {}; hint: {}\n", reason.level.word(), reason.rule, reason.text, reason.hint)
+        let page =
+            crate::manual::of_rule(reason.rule).map(|page| format!("; see {page}")).unwrap_or_default();
+        format!("{} {}: {}; hint: {}{page}\n", reason.level.word(), reason.rule, reason.text, reason.hint)
     };
     verdict.reasons.iter().map(line).collect()
 }

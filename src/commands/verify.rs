@@ -98,6 +98,8 @@ pub fn run(global: &Global, args: &Args) -> Result<()> {
         details.note("problems", report.problems());
         match args.output {
             Format::Json => json(&report)?,
+            // That everything is well would be said of nothing.
+            Format::Text if lacks_backup(&report, args).is_some() => {}
             Format::Text => print!("{}", text(&report)),
         }
         judge(&report, args)
@@ -162,14 +164,16 @@ fn judge(report: &Report, args: &Args) -> Result<()> {
     if let Some(text) = report.failure() {
         return Err(failed(text));
     }
-    if let Some(id) = &args.backup
-        && report.repositories.iter().all(|made| made.backups == 0)
-    {
-        return Err(
-            Error::usage(format!("no repository holds backup {id}")).with_hint("walden list shows them")
-        );
-    }
-    Ok(())
+    lacks_backup(report, args).map_or(Ok(()), Err)
+}
+
+/// Returns the failure that no repository holds the backup that was asked for, where nothing else is the matter.
+fn lacks_backup(report: &Report, args: &Args) -> Option<Error> {
+    let id = args.backup.as_ref()?;
+    let none = report.problems() == 0
+        && report.failure().is_none()
+        && report.repositories.iter().all(|made| made.backups == 0);
+    none.then(|| Error::usage(format!("no repository holds backup {id}")).with_hint("walden list shows them"))
 }
 
 fn text(report: &Report) -> String {

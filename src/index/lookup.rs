@@ -1,6 +1,6 @@
 //! Single facts about an archived file.
 
-use super::{Index, TimelineSwitch, sql};
+use super::{EventKind, Index, TimelineSwitch, sql};
 use crate::kind::Result;
 use crate::postgres::{Lsn, SystemIdentifier, TimelineId};
 use rusqlite::{OptionalExtension, params};
@@ -80,7 +80,7 @@ impl Index {
         sql(read(), "look for the beginnings of timelines")
     }
 
-    /// Returns the highest timeline of which something is archived.
+    /// Returns the highest timeline that anything tells of: what was archived here, listed in a repository, or read.
     pub fn newest_timeline(&self, sysid: SystemIdentifier) -> Result<Option<TimelineId>> {
         let read = self.connection.query_row(
             "SELECT max(name) FROM wal WHERE sysid = ?",
@@ -88,6 +88,25 @@ impl Index {
             |row| row.get::<_, Option<String>>(0),
         );
         let name = sql(read, "look for the newest timeline")?;
-        Ok(name.and_then(|name| TimelineId::from_hex8(name.get(..8)?).ok()))
+        let archived = name.and_then(|name| TimelineId::from_hex8(name.get(..8)?).ok());
+        let read = self.connection.query_row(
+            "SELECT max(newest) FROM (SELECT max(timeline) AS newest FROM event WHERE sysid = ?1
+                           UNION ALL SELECT max(timeline) FROM timeline_switch WHERE sysid = ?1
+                           UNION ALL SELECT max(timeline) FROM held_wal WHERE sysid = ?1)",
+            [sysid.to_string()],
+            |row| row.get::<_, Option<u32>>(0),
+        );
+        let told = sql(read, "look for the newest timeline")?.map(TimelineId);
+        Ok(archived.max(told))
+    }
+
+    /// Returns whether a restore point of this name lies before `lsn`: recovery to the name would stop there.
+    pub fn has_earlier_restore_point(&self, sysid: SystemIdentifier, name: &str, lsn: Lsn) -> Result<bool> {
+        let read = self.connection.query_row(
+            "SELECT EXISTS (SELECT 1 FROM event WHERE sysid = ? AND kind = ? AND name = ? AND lsn < ?)",
+            (sysid.to_string(), EventKind::RestorePoint.name(), name, lsn.0.cast_signed()),
+            |row| row.get(0),
+        );
+        sql(read, "look for restore points")
     }
 }

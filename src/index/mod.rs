@@ -166,9 +166,13 @@ impl IndexHandle {
 }
 
 fn warn(error: &Error) {
-    let error = error.clone().with_hint(
-        "archiving and recovery go on without the index; if the file is damaged, move it away and a new one is made",
-    );
+    let text = error.message();
+    let what = if ["disk is full", "No space left"].iter().any(|full| text.contains(full)) {
+        "make room on the disk of state_dir"
+    } else {
+        "if the file is damaged, move it away and a new one is made"
+    };
+    let error = error.clone().with_hint(format!("archiving and recovery go on without the index; {what}"));
     tracing::warn!("index not used: {error}");
 }
 

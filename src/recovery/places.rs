@@ -345,7 +345,8 @@ fn refuse_occupied(dir: &Path, what: &str) -> Result<()> {
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => refuse(format!("cannot be used: {error}")),
+        Err(error) => refuse(format!("cannot be used: {error}"))
+            .map_err(|error| error.with_hint("nothing was written; name one that this user may write to")),
     }
 }
 

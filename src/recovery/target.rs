@@ -119,6 +119,16 @@ fn wrong(text: &str, why: &str) -> Error {
     )
 }
 
+/// Returns an offset as it stands behind a time.
+fn numeric(offset: jiff::tz::Offset) -> String {
+    let minutes = offset.seconds() / 60;
+    let (sign, minutes) = if minutes < 0 { ('-', -minutes) } else { ('+', minutes) };
+    match minutes % 60 {
+        0 => format!("{sign}{:02}", minutes / 60),
+        rest => format!("{sign}{:02}:{rest:02}", minutes / 60),
+    }
+}
+
 fn parse_time(text: &str, now: &Zoned) -> Result<Timestamp> {
     if text.ends_with("ago") {
         let span: jiff::Span = text.parse().map_err(|_| wrong(text, "write it as '10 minutes ago'"))?;
@@ -150,11 +160,20 @@ fn parse_time(text: &str, now: &Zoned) -> Result<Timestamp> {
         joined.parse().map_err(|_| wrong(text, "a time looks like '2026-11-20 14:30:00+01'"))?;
     let zone = now.time_zone();
     let ambiguous = zone.to_ambiguous_zoned(local);
-    if ambiguous.is_ambiguous() {
-        return Err(wrong(
-            text,
-            "at the change of daylight saving this local time exists twice or not at all; write its offset",
-        ));
+    match ambiguous.offset() {
+        jiff::tz::AmbiguousOffset::Unambiguous { .. } => {}
+        jiff::tz::AmbiguousOffset::Fold { before, after } => {
+            let with = |offset: jiff::tz::Offset| format!("'{text}{}'", numeric(offset));
+            let why = format!(
+                "this local time exists twice, at the end of daylight saving: write {} or {}, the later one",
+                with(before),
+                with(after)
+            );
+            return Err(wrong(text, &why));
+        }
+        jiff::tz::AmbiguousOffset::Gap { .. } => {
+            return Err(wrong(text, "this local time does not exist: daylight saving begins and skips it"));
+        }
     }
     ambiguous
         .unambiguous()
@@ -195,6 +214,19 @@ mod tests {
             assert_eq!(time(text), "2026-11-20 13:30:00.000000+00", "{text}");
         }
         assert_eq!(time("2026-11-20 14:30:00.123456+01"), "2026-11-20 13:30:00.123456+00");
+    }
+
+    #[test]
+    fn a_local_time_that_exists_twice_is_shown_as_both() {
+        let refused = |text| Target::parse(text, &berlin()).unwrap_err().to_string();
+        let twice = refused("2026-10-25 02:30:00");
+        assert!(
+            twice.contains("write '2026-10-25 02:30:00+02' or '2026-10-25 02:30:00+01', the later one"),
+            "{twice}"
+        );
+        assert!(refused("2026-03-29 02:30:00").contains("does not exist"));
+        let hours = |text: &str| numeric(text.parse::<Zoned>().unwrap().offset());
+        assert_eq!(hours("2026-11-20T15:00:00-03:30[America/St_Johns]"), "-03:30");
     }
 
     #[test]

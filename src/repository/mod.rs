@@ -92,6 +92,9 @@ impl Repository {
             storage::Error::Refused(_) => {
                 base.with_hint(format!("check the rights and the address of {}", self.url()))
             }
+            storage::Error::Unreachable(why) if self.is_local() && why.contains("not mounted?") => {
+                base.with_hint("mount it, or mend its url; only walden init creates a repository's directory")
+            }
             _ => base,
         }
     }

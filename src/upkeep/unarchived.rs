@@ -50,7 +50,8 @@ impl Unarchived {
         Some(Self { pg_wal, sysid, waiting: segments.filter(is_waiting).collect() })
     }
 
-    /// Returns how many bytes were read of a segment in `pg_wal`, and the time of the earliest commit in it.
+    /// Returns how many bytes were read of a segment in `pg_wal`, and the time of the earliest commit in it. A recycled file
+    /// that is there for later still holds the records of the segment that it was: that is none.
     fn first_commit_in(&self, segment: WalSegmentName) -> (u64, Option<PgTimestamp>) {
         let Ok(mut file) = File::open(self.pg_wal.join(segment.to_string())) else { return (0, None) };
         let mut summarizer = Summarizer::new(ReaderOptions::default(), None);

@@ -57,6 +57,19 @@ fn wrong_flags_and_commands_are_2_and_200_for_archive_get() {
 }
 
 #[test]
+fn a_message_has_one_hint_and_ends_in_what_to_read() {
+    for (arguments, end) in [
+        (&["status", "--outptu", "json"][..], "'--output'; see walden status --help"),
+        (&["recover", "--until", "gestern", "--plan"], "see docs/troubleshooting.md#exit-code-2"),
+        (&["recover", "--until", "latest", "--plan"], "see docs/troubleshooting.md#exit-code-3"),
+    ] {
+        let finished = Walden::new(Path::new("/nonexistent/walden.toml")).run(arguments);
+        assert_eq!(finished.stderr.matches("; hint: ").count(), 1, "{finished}");
+        assert!(finished.stderr.trim_end().ends_with(end), "{finished}");
+    }
+}
+
+#[test]
 fn a_configuration_with_a_fault_names_the_line_and_the_nearest_key() {
     let work = WorkDir::new();
     let text = "cluster = \"main\"\ndata_dir = \"/x\"\nstate_dir = \"/y\"\nencryption = \"none\"\n\n[[repository]]\n\
@@ -107,6 +120,21 @@ fn there_is_a_manual_page_for_every_command() {
         assert!(page.contains(".SH NAME") && page.contains("EXAMPLES"), "{name}: {page}");
     }
     assert!(!dir.join("walden-archive-prefetch.1").exists(), "a hidden command has no page");
+    let help = Walden::bare().run(&["--help"]).ok().stdout;
+    let commands = help.split("Commands:\n").nth(1).expect("commands").split("\n\n").next().expect("a part");
+    let names =
+        commands.lines().filter(|line| !line.starts_with("   ")).filter_map(|l| l.split_whitespace().next());
+    for name in names.map(|name| format!("walden-{name}.1")) {
+        let page = fs::read_to_string(dir.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let words: Vec<&str> = name.trim_end_matches(".1").splitn(2, '-').skip(1).chain(["--help"]).collect();
+        let help = Walden::bare().run(&words).ok().stdout;
+        for option in
+            help.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")))
+        {
+            let option = option.trim_end_matches([',', ';', '.']);
+            assert!(page.replace("\\-", "-").contains(option), "{name}: {option}");
+        }
+    }
     let page = fs::read_to_string(dir.join("walden-recover.1")).expect("read");
     assert!(page.contains("\n  walden recover \\-\\-until"), "an example is a line of its own: {page}");
     walden_cannot_write(&dir.join("walden.1/below"));

@@ -1,7 +1,8 @@
 //! The commands of the documentation, run as they stand: a block with a name belongs to the test that asks for it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::markdown::blocks;
 use crate::support::cluster::Stop;
@@ -14,24 +15,31 @@ use crate::support::{
 
 /// Returns the blocks of a page that have this name, one after the other.
 fn commands(page: &str, name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
-    let text = fs::read_to_string(&path).expect("read");
-    let named = blocks(&text).into_iter().filter(|block| block.name.as_deref() == Some(name));
-    let script: String = named.map(|block| block.text).collect();
+    let script = named(page, name);
     assert!(!script.is_empty(), "{page} has no block {name}");
     script
 }
 
+fn named(page: &str, name: &str) -> String {
+    let dir = if page == "README.md" { "" } else { "docs" };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join(page);
+    let text = fs::read_to_string(&path).expect("read");
+    let found = blocks(&text).into_iter().filter(|block| block.name.as_deref() == Some(name));
+    found.map(|block| block.text).collect()
+}
+
 /// A shell in which the commands of a page run: `walden` is this build, the client programs are found, and what the page tells
 /// its reader to put in is set.
-struct Shell {
+#[derive(Clone)]
+pub struct Shell {
     walden: Walden,
     variables: Vec<(String, String)>,
-    _work: WorkDir,
+    dir: Option<PathBuf>,
+    _work: Arc<WorkDir>,
 }
 
 impl Shell {
-    fn new(site: &Site) -> Self {
+    pub fn new(site: &Site) -> Self {
         let work = WorkDir::new();
         std::os::unix::fs::symlink(Walden::binary(), work.join("walden")).expect("symlink");
         let installation = &site.cluster.installation;
@@ -53,30 +61,49 @@ impl Shell {
             ("COPY_PORT", free_port().to_string()),
         ];
         let variables = variables.map(|(name, value)| (name.to_owned(), value)).to_vec();
-        Self { walden: site.walden.clone(), variables, _work: work }
+        Self { walden: site.walden.clone(), variables, dir: None, _work: Arc::new(work) }
     }
 
-    fn set(&mut self, name: &str, value: impl ToString) {
+    pub fn set(&mut self, name: &str, value: impl ToString) {
         self.variables.push((name.to_owned(), value.to_string()));
     }
 
-    /// Runs the blocks of a page that have this name, in one shell that ends at the first failure.
+    /// Returns the same shell, at work in `dir`.
+    pub fn in_dir(&self, dir: &Path) -> Self {
+        Self { dir: Some(dir.to_owned()), ..self.clone() }
+    }
+
+    /// Runs the blocks of a page that have this name, in one shell that ends at the first failure. What the page's block
+    /// "values" sets gets this shell's values.
     #[track_caller]
-    fn run(&self, page: &str, name: &str) -> Finished {
-        self.bash(&commands(page, name))
+    pub fn run(&self, page: &str, name: &str) -> Finished {
+        self.try_run(page, name).ok()
+    }
+
+    /// The same, of what may fail.
+    pub fn try_run(&self, page: &str, name: &str) -> Finished {
+        let word = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
+        let set = |(name, value): &(String, String)| format!("export {name}={}\n", word(value));
+        let own: String = self.variables.iter().map(set).collect();
+        self.try_bash(&(named(page, "values") + &own + &commands(page, name)))
     }
 
     #[track_caller]
-    fn bash(&self, script: &str) -> Finished {
+    pub fn bash(&self, script: &str) -> Finished {
+        self.try_bash(script).ok()
+    }
+
+    fn try_bash(&self, script: &str) -> Finished {
         let mut command = user::command("bash");
         command.args(["-euo", "pipefail", "-c", script]);
+        command.current_dir(self.dir.as_deref().unwrap_or(Path::new("/")));
         let environment = self.walden.command(["--version"]);
         command.envs(environment.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        run(command.envs(self.variables.iter().map(|(name, value)| (name, value)))).ok()
+        run(command.envs(self.variables.iter().map(|(name, value)| (name, value))))
     }
 
     /// Opens a server that the commands have started.
-    fn server(&self, site: &Site, dir: &Path) -> Cluster {
+    pub fn server(&self, site: &Site, dir: &Path) -> Cluster {
         Cluster::adopt(&site.cluster.installation, dir)
     }
 }

@@ -88,6 +88,7 @@ live_test!(
         psql("drop table shop.lines");
         psql("select pg_create_restore_point('before the end')");
         cluster.psql("drop database app");
+        cluster.psql("select pg_create_restore_point('before the end')");
         site.archive_a_segment();
 
         let found = events(&site.walden, &[]);
@@ -114,6 +115,10 @@ live_test!(
             copy.stop(Stop::Fast);
             fs::remove_dir_all(&dir).expect("remove");
         }
+        // By its name recovery would stop at the first.
+        let named = found.iter().filter(|event| event["restore_point"] == "before the end");
+        let commands: Vec<&str> = named.filter_map(|event| event["recover"].as_str()).collect();
+        assert!(commands[0].contains("'name:before the end'") && commands[1].contains("--until lsn:"), "{commands:?}");
         let rows = |kind: &str| found.iter().find(|event| event["kind"] == kind).expect("it")["rows"].clone();
         assert_eq!((rows("update"), rows("delete")), (1200.into(), 1500.into()));
     }

@@ -26,6 +26,7 @@ mod monitor;
 mod notify;
 mod oplog;
 mod packaging;
+mod pages;
 mod prefetch;
 mod recipients;
 mod recover;

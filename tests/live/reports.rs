@@ -57,6 +57,26 @@ live_test!(
 );
 
 live_test!(
+    [15]
+    fn recycled_files_hold_nothing_that_is_not_archived(pg: Installation) {
+        let site = Site::new(&pg);
+        Ledger::create(&site.cluster);
+        site.fill(3);
+        // Files of archived segments get the names of segments to come, and keep their content until then.
+        site.cluster.psql("CHECKPOINT");
+        let last = site.archive_a_segment();
+        let names = fs::read_dir(site.cluster.data_dir().join("pg_wal")).expect("read").flatten();
+        let later = names.filter(|entry| entry.file_name().to_string_lossy().as_ref() > last.as_str());
+        assert!(later.count() > 1, "nothing was recycled");
+        let finished = site.walden.run(&["status", "--output", "json"]).ok();
+        let status: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        for at in 0..2 {
+            assert!(status["repositories"][at]["oldest_unarchived_commit"].is_null(), "{status}");
+        }
+    }
+);
+
+live_test!(
     fn status_tells_what_each_repository_would_lose_and_needs_no_key(pg: Installation) {
         let site = Site::new(&pg);
         Ledger::create(&site.cluster);

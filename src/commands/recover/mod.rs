@@ -217,7 +217,7 @@ fn probe(repositories: &[&Repository], config: &Config, index: &IndexHandle) -> 
     let none_left = problems.len() == repositories.len();
     if let Some((repository, problem)) = problems.into_iter().next() {
         if none_left {
-            return Err(problem.with_hint("no repository is left to recover from"));
+            return Err(problem.with_hint("no other repository is left to recover from: bring it back, or correct its url or the name of the cluster in the configuration"));
         }
         let only = index.run(|index| index.only_in(repository.url()));
         let known = match only {

@@ -77,7 +77,10 @@ pub(super) fn keys(shared: &Shared, say: Say<'_>) {
         Ok(()) => say(Item::ok("keys", format!("{count}; the identity reads what is encrypted to them"))),
         Err(error) => say(Item::failed("keys", &error)),
     }
-    say(identity(path, subject.data_dir.join("global/pg_control").exists()));
+    // Of one that is not there all is said.
+    if path.exists() {
+        say(identity(path, subject.data_dir.join("global/pg_control").exists()));
+    }
 }
 
 /// Fails unless what is sealed can be opened with the identity.

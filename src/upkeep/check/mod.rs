@@ -203,5 +203,6 @@ pub fn outcome(items: &[Item]) -> Result<()> {
     };
     let message =
         format!("{} of {} checks failed, the first: {name}: {}", failed.len(), items.len(), first.found);
-    Err(Error::new(first.kind.unwrap_or(Kind::Other), message))
+    Err(Error::new(first.kind.unwrap_or(Kind::Other), message)
+        .with_hint("what to do stands below each FAILED; see docs/check.md#what-is-looked-at"))
 }

@@ -144,9 +144,10 @@ impl Visit<'_> {
             return Ok(());
         }
         let reference = target.expected.map(|(_, crc)| crc).or_else(|| seen.and_then(|seen| seen.crc));
-        let mut now = match seen {
-            Some(seen) if self.knows_bytes(target, Some(seen)) => *seen,
-            _ => {
+        let known_bytes = seen.filter(|seen| self.knows_bytes(target, Some(seen)));
+        let mut now = match known_bytes {
+            Some(seen) => *seen,
+            None => {
                 let Some((stored, found)) = self.read(target, reference)? else { return Ok(()) };
                 problem = problem.or(found);
                 let deep_at = seen.filter(|seen| is_same(target, seen)).and_then(|seen| seen.deep_at);
@@ -164,7 +165,7 @@ impl Visit<'_> {
         if let Some(deep) = to_check
             && (problem.is_none() || content_decides)
         {
-            match self.content(target, deep)? {
+            match self.content(target, deep, known_bytes.is_none())? {
                 None => return Ok(()),
                 Some(Ok(())) => {
                     now.deep_at = Some(Timestamp::now().as_microsecond());
@@ -202,16 +203,17 @@ impl Visit<'_> {
     }
 
     /// Checks the content, and a second time where that fails: a bad transfer is not a bad object. Returns what is wrong with
-    /// it; none where the object is gone meanwhile.
+    /// it; none where the object is gone meanwhile. It is `counted` already where its bytes were looked at.
     #[allow(clippy::type_complexity, reason = "three outcomes of one look")]
     fn content(
         &self,
         target: &Target,
         deep: &dyn Fn() -> Result<()>,
+        counted: bool,
     ) -> Result<Option<Result<(), (Wrong, String)>>> {
         let Err(error) = deep().or_else(|_| deep()) else {
             self.count(|report| {
-                report.looked_at += 1;
+                report.looked_at += u64::from(!counted);
                 report.bytes_read += target.object.size;
             });
             return Ok(Some(Ok(())));
