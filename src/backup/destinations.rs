@@ -4,12 +4,12 @@
 //! everything arrived. It goes on as long as one is left.
 
 use super::Sink;
-use crate::kind::{Context, Error, Kind, Result};
+use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, WalSegmentName};
 use crate::repository::backup::{BackupSummary, SUMMARY_NAME, StoredObject};
 use crate::repository::{
     ClusterKeys, Outcome, Repository, WalObject, ask_all, copy_object, find_contents, list_backup_objects,
-    read_stored, remove_leftovers, ship,
+    read_stored, remove_leftovers, ship, summary_text,
 };
 use crate::storage::Put;
 use bytes::Bytes;
@@ -102,7 +102,7 @@ impl<'r> Destinations<'r> {
                 return Err(self.first_failure());
             }
         }
-        let text = Bytes::from(serde_json::to_vec_pretty(summary).context("write backup.json")?);
+        let text = Bytes::from(summary_text(summary)?);
         self.ship(SUMMARY_NAME, &text);
         let repositories = self.left();
         if repositories.is_empty() {

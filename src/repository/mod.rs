@@ -22,7 +22,7 @@ mod stream;
 mod wal;
 
 pub use backup_leftovers::{Leftover, is_complete, list_backup_objects, list_leftovers, remove_leftovers};
-pub use backups::{list_backups, read_summary};
+pub use backups::{list_backups, parse_summary, read_summary, summary_text};
 pub use cluster::{CLUSTER_FORMAT, ClusterFile, ClusterState, clusters};
 pub use copy::{Change, LARGEST_WHOLE, copy_changed, copy_object};
 pub use digest::{digest_key, list_digests, read_digest};

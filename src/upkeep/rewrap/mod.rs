@@ -8,13 +8,13 @@
 
 use super::sync::{Task, bring_in_order, is_of_whole_backup, objects_in, run_with};
 use crate::codec::{self, LZ4_AGE, Opener, Sealer, header_length};
-use crate::kind::{Context, Error, Kind, Result};
+use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, SystemIdentifier};
 use crate::progress::Progress;
 use crate::repository::backup::{BACKUP_FORMAT, SUMMARY_NAME, StoredObject};
 use crate::repository::{
     ClusterFile, ClusterKeys, LARGEST_WHOLE, Repository, checksum_stored, copy_changed, copy_object,
-    read_stored, read_summary, recovery_text,
+    read_stored, read_summary, recovery_text, summary_text,
 };
 use crate::storage::{self, Put};
 use bytes::Bytes;
@@ -285,7 +285,7 @@ impl Run<'_> {
             self.describe(&folder, object).map_err(named)?;
             summary.stored_size += object.size;
         }
-        let text = serde_json::to_vec_pretty(&summary).context("write backup.json")?;
+        let text = summary_text(&summary)?;
         let put = task.to.storage().put_new(key, &Bytes::from(text), &task.to.deadline());
         put.map(drop).map_err(|error| named(task.to.error("put backup.json to", &error)))
     }

@@ -7,7 +7,7 @@ use super::visit::Visit;
 use crate::kind::{Error, Result};
 use crate::parallel::in_parallel;
 use crate::repository::backup::{BACKUP_FORMAT, BackupSummary, SUMMARY_NAME};
-use crate::repository::read_stored;
+use crate::repository::{parse_summary, read_stored};
 use crate::storage::Object;
 use std::collections::BTreeMap;
 
@@ -79,10 +79,10 @@ fn folder(visit: &Visit<'_>, id: &str) -> Result<Folder> {
         Err(_) if !visit.is_there(&summary.key)? => return Ok(Folder::Unfinished(0)),
         Err(error) => return Err(error),
     };
-    let parsed = match serde_json::from_slice::<BackupSummary>(&text) {
+    let parsed = match parse_summary(&text) {
         Ok(parsed) => parsed,
         // A bad transfer is not a bad object.
-        Err(_) => match serde_json::from_slice(&read_stored(visit.repository, &summary.key, summary.size)?) {
+        Err(_) => match parse_summary(&read_stored(visit.repository, &summary.key, summary.size)?) {
             Ok(parsed) => parsed,
             Err(error) => return Ok(Folder::Unreadable(format!("backup.json cannot be read: {error}"))),
         },
