@@ -225,7 +225,7 @@ live_test!(
         let started = Instant::now();
         expire().wait(PATIENCE).ok();
         let (length, done) = (started.elapsed(), names(&primary));
-        let moments = if soak() { 300 } else { 8 };
+        let moments = if soak() { 300 } else { 5 };
         let mut in_the_middle = 0;
         for moment in 0..moments {
             copy(&begin, &primary);
@@ -280,7 +280,7 @@ live_test!(
         store.forget_requests();
         site.walden.run(&["expire"]).ok();
         let (removals, done) = (store.count(Operation::DeleteObject), store.objects());
-        let moments: Vec<usize> = (0..removals).step_by(if soak() { 1 } else { removals / 6 }).collect();
+        let moments: Vec<usize> = (0..removals).step_by(if soak() { 1 } else { removals / 4 }).collect();
         for removal in moments {
             store.restore(&begin);
             store.forget_requests();
