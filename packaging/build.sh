@@ -25,6 +25,9 @@ else
     echo "build: zig is not to be had; WALDEN_OFFLINE=1 builds without it, for machines with the glibc of this one" >&2
     exit 1
 fi
-rm -rf "$dist"
-mkdir -p "$dist"
-install -m 755 "$binary" "$dist/walden"
+# What `make release` has put beside it belongs to that binary alone.
+if ! cmp -s "$binary" "$dist/walden"; then
+    rm -rf "$dist"
+    mkdir -p "$dist"
+    install -m 755 "$binary" "$dist/walden"
+fi
