@@ -107,21 +107,86 @@ fn every_page_that_a_message_names_is_there_and_in_the_package() {
     }
 }
 
-#[test]
-fn every_page_that_the_code_names_is_there() {
+/// Returns all of the sources.
+fn sources() -> String {
     let mut dirs = vec![root().join("src")];
-    let mut named = BTreeSet::new();
+    let mut text = String::new();
     while let Some(dir) = dirs.pop() {
         for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
             if path.is_dir() {
                 dirs.push(path);
-                continue;
-            }
-            for part in read(&path).split("docs/").skip(1) {
-                let end = part.find(|c: char| !c.is_ascii_alphanumeric() && !"._-#".contains(c));
-                named.insert(part[..end.unwrap_or(part.len())].trim_end_matches('.').to_owned());
+            } else {
+                text += &read(&path);
             }
         }
+    }
+    text
+}
+
+/// What messages say in words of the operating system, the server or the parser of the command line.
+const FOREIGN: [&str; 12] = [
+    "No space left on device",
+    "Disk quota exceeded",
+    "Permission denied",
+    "Read-only file system",
+    "Input/output error",
+    "No such file or directory",
+    "unexpected argument '",
+    "unrecognized subcommand '",
+    "Peer authentication failed for user",
+    "could not open file",
+    "WAL generated with full_page_writes=off was replayed",
+    "is a lower setting than on the primary server",
+];
+
+/// What the code puts together from parts that are shorter than a message.
+const COMPOSED: [&str; 8] = [
+    "/global/pg_control",
+    "HTTP status 403",
+    "after 4 attempts",
+    "create repository",
+    "read a backup's summary in repository",
+    "objects could not be removed",
+    "problems found",
+    "commits that are archived nowhere, the last of",
+];
+
+#[test]
+fn every_message_of_troubleshooting_is_one() {
+    // As the compiler sees a text that goes over several lines.
+    let sources = sources().replace("\\\"", "\"");
+    let mut lines = sources.split("\\\n");
+    let first = lines.next().unwrap().to_owned();
+    let sources = lines.fold(first, |text, line| text + line.trim_start());
+    let page = read(&root().join("docs/troubleshooting.md"));
+    let cells = page.lines().filter_map(|line| Some(line.strip_prefix("| ")?.split(" | ").next()?));
+    let mut unknown = Vec::new();
+    let mut seen = 0;
+    for message in cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
+        let message = [" N ", " M "].iter().fold(format!(" {message} "), |text, one| text.replace(one, "…"));
+        let parts = ["; ", "\"", " = ", " by "].iter().fold(message, |text, end| text.replace(end, "…"));
+        for part in parts.split('…').flat_map(|part| part.split(": ")) {
+            let part = part.trim_matches(|c: char| " ,:;().=".contains(c));
+            let known = part.len() < 9
+                || FOREIGN.contains(&part)
+                || COMPOSED.contains(&part)
+                || sources.contains(part);
+            if !known {
+                unknown.push(part.to_owned());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 150, "{seen}");
+    assert!(unknown.is_empty(), "nothing says:\n  {}", unknown.join("\n  "));
+}
+
+#[test]
+fn every_page_that_the_code_names_is_there() {
+    let mut named = BTreeSet::new();
+    for part in sources().split("docs/").skip(1) {
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && !"._-#".contains(c));
+        named.insert(part[..end.unwrap_or(part.len())].trim_end_matches('.').to_owned());
     }
     named.retain(|name| name.contains(".md"));
     assert!(named.len() > 15, "{named:?}");
