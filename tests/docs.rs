@@ -159,7 +159,7 @@ fn every_message_of_troubleshooting_is_one() {
     let first = lines.next().unwrap().to_owned();
     let sources = lines.fold(first, |text, line| text + line.trim_start());
     let page = read(&root().join("docs/troubleshooting.md"));
-    let cells = page.lines().filter_map(|line| Some(line.strip_prefix("| ")?.split(" | ").next()?));
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     let mut unknown = Vec::new();
     let mut seen = 0;
     for message in cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
