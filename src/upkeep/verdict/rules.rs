@@ -232,10 +232,10 @@ impl Case<'_> {
                 continue;
             };
             let text = format!(
-                "{percent:.1} % of the disk of {} ({}) is free, {} bytes",
+                "{percent:.1} % of the disk of {} ({}) is free, {} MB",
                 space.name,
                 space.path.display(),
-                space.free
+                space.free >> 20
             );
             let hint = match space.name.as_str() {
                 "pg_wal" => {
