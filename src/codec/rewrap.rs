@@ -11,7 +11,7 @@ use age_core::format::{FileKey, Stanza, grease_the_joint, read};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 /// The first line of a header.
 const VERSION: &[u8] = b"age-encryption.org/v1\n";
@@ -58,6 +58,16 @@ pub fn rewrap(start: &[u8], opener: &Opener, sealer: &Sealer) -> Result<(Header,
     bytes.extend_from_slice(BASE64_STANDARD_NO_PAD.encode(mac).as_bytes());
     bytes.push(b'\n');
     Ok((Header { bytes }, old.length))
+}
+
+/// Returns what tells one set of recipients from another, whatever their order: the SHA-256 of their texts, in hexadecimal
+/// digits.
+pub fn recipients_id(recipients: &[String]) -> String {
+    let mut texts: Vec<&str> = recipients.iter().map(|text| text.trim()).collect();
+    texts.sort_unstable();
+    texts.dedup();
+    let hash = Sha256::digest(texts.join("\n"));
+    hash.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// A header as it was read.
@@ -179,6 +189,15 @@ mod tests {
             assert!(rewrap(&damaged, &opener(&a), &to).is_err(), "{at}");
         }
         assert_eq!(rewrap(&object, &opener(&a), &Sealer::unencrypted()).unwrap_err().kind(), Kind::Config);
+    }
+
+    #[test]
+    fn a_set_of_recipients_is_told_from_another() {
+        let id =
+            |list: &[&str]| recipients_id(&list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        assert_eq!(id(&["a", "b"]), id(&["b", " a", "b"]));
+        assert_ne!(id(&["a", "b"]), id(&["a"]));
+        assert_eq!(id(&["a"]), "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb");
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub struct ClusterFile {
     pub id: String,
     /// When it was written.
     pub created: jiff::Timestamp,
+    /// In a repository that `keys rewrap` made: for whom, as [`crate::codec::recipients_id`] tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipients: Option<String>,
 }
 
 /// What a repository says of one system identifier.
@@ -54,6 +57,7 @@ impl ClusterFile {
             postgresql_version: major,
             id,
             created: jiff::Timestamp::now(),
+            recipients: None,
         }
     }
 

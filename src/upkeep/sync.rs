@@ -14,7 +14,7 @@ use crate::repository::{ClusterFile, ClusterKeys, Repository, WalObject, copy_ob
 use crate::storage::Object;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What is to be copied to one repository.
 #[derive(Debug)]
@@ -147,7 +147,8 @@ fn side<'r>(repository: &'r Repository, keys: &ClusterKeys, sysid: SystemIdentif
             repository.error("look into", &error)
         }
     })?;
-    let objects = objects_in(repository, &[keys.wal(), keys.backups()])?;
+    // Backups first: the WAL of one that becomes complete meanwhile is then in the listing of WAL.
+    let objects = objects_in(repository, &[keys.backups(), keys.wal()])?;
     let stamp = RepositoryStamp { url: repository.url().to_owned(), cluster_id: file.id };
     Ok(Side { repository, stamp, objects })
 }
@@ -178,8 +179,20 @@ pub fn run(
     run_with(tasks, parallel, progress, |task| {
         copy_object(task.from, task.to, &task.object.key)?;
         note(task, stamps, sysid, index);
-        Ok(())
+        Ok(Copied::There)
     })
+}
+
+/// What became of a task that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// The object is there.
+    There,
+    /// It was left out, and what follows does not depend on it.
+    LeftOut,
+    /// It was left out, and may be brought later: without the newest segment of a timeline older ones would look like its
+    /// end.
+    Later,
 }
 
 /// Carries out the tasks in their order by `copy`.
@@ -187,7 +200,7 @@ pub(super) fn run_with(
     tasks: &[Task<'_>],
     parallel: usize,
     progress: &Progress,
-    copy: impl Fn(&Task<'_>) -> Result<()> + Sync,
+    copy: impl Fn(&Task<'_>) -> Result<Copied> + Sync,
 ) -> Outcome {
     progress.set_total(tasks.iter().map(|task| task.object.size).sum());
     progress.set_phase("copy objects");
@@ -195,12 +208,14 @@ pub(super) fn run_with(
     let newest = newest_lacking(tasks);
     let failures = || outcome.lock().map_or(0, |outcome| outcome.failed.len());
     let mut newest_failed = false;
+    let later = AtomicBool::new(false);
     for rank_now in RANKS {
         // What would promise what is not there: older segments the end of a timeline, a summary its backup.
         if (rank_now == Rank::Segment && newest_failed) || (rank_now == Rank::Summary && failures() > 0) {
             continue;
         }
         let before = failures();
+        later.store(false, Ordering::Relaxed);
         let part: Vec<&Task<'_>> = tasks.iter().filter(|task| rank(&newest, task) == rank_now).collect();
         let next = AtomicUsize::new(0);
         std::thread::scope(|scope| {
@@ -211,17 +226,20 @@ pub(super) fn run_with(
                         progress.add(task.object.size);
                         let Ok(mut outcome) = outcome.lock() else { return };
                         match result {
-                            Ok(()) => {
+                            Ok(Copied::There) => {
                                 outcome.copied += 1;
                                 outcome.bytes += task.object.size;
                             }
+                            Ok(Copied::LeftOut) => {}
+                            Ok(Copied::Later) => later.store(true, Ordering::Relaxed),
                             Err(error) => outcome.failed.push(error),
                         }
                     }
                 });
             }
         });
-        newest_failed |= rank_now == Rank::NewestSegment && failures() > before;
+        let lacking = failures() > before || later.load(Ordering::Relaxed);
+        newest_failed |= rank_now == Rank::NewestSegment && lacking;
     }
     outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

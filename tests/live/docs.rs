@@ -311,8 +311,9 @@ live_test!(
         let mut shell = Shell::new(&site);
         shell.set("OLD", site.config.display());
         shell.set("NEW", new.display());
+        shell.run("security.md", "switch");
         let finished = shell.run("security.md", "rewrap");
-        assert!(finished.stdout.contains("1 object to copy") && finished.stdout.contains("has everything"), "{finished}");
+        assert!(finished.stdout.contains("to copy from") && finished.stdout.contains("has everything"), "{finished}");
     }
 );
 

@@ -29,6 +29,7 @@ pub fn new_keys(site: &Site) -> (PathBuf, PathBuf) {
         site.work.join("new").display(),
         identity.display()
     );
+    user::give(&site.work.create_dir("new"));
     let config = site.work.write("new.toml", &text);
     user::give(&config);
     (config, identity)
@@ -53,7 +54,7 @@ live_test!(
 
         let plan = site.walden.run(&["keys", "rewrap", "--into", &into, "--dry-run"]).ok();
         assert!(plan.stdout.contains(&name) && plan.stdout.contains("backup.json"), "{plan}");
-        assert!(!site.work.join("new").exists(), "--dry-run makes nothing");
+        assert!(contents(&site.work.join("new")).is_empty(), "--dry-run writes nothing");
         site.walden.run(&["keys", "rewrap", "--into", &into]).ok();
         assert!(contents(&site.repository("primary")) == before, "the old one is as it was");
 
@@ -79,7 +80,7 @@ live_test!(
         site.fill(1);
         let again = site.walden.run(&["keys", "rewrap", "--into", &into, "--output", "json"]).ok();
         let again: serde_json::Value = serde_json::from_str(&again.stdout).expect("JSON");
-        assert!((1..5).contains(&again["copied"].as_u64().expect("a number")), "{again}");
+        assert!((1..5).contains(&again[0]["outcome"]["copied"].as_u64().expect("a number")), "{again}");
         let all = Ledger::ids(&site.cluster);
         let log = site.walden.run(&["log"]).ok();
         assert!(log.stdout.contains("keys rewrap"), "{log}");
@@ -124,6 +125,33 @@ live_test!(
         fs::remove_file(site.work.join("identity.txt")).expect("remove");
         let refused = rewrap(&text, &[]).expect_code(3);
         assert!(refused.stderr.contains("identity"), "{refused}");
-        assert!(!site.work.join("new").exists());
+        assert!(contents(&site.work.join("new")).is_empty());
+    }
+);
+
+live_test!(
+    [15]
+    fn what_is_wrong_in_one_system_identifier_keeps_no_other_from_being_copied(pg: Installation) {
+        let site = Site::with_backup(&pg);
+        let (config, _) = new_keys(&site);
+        let into = config.display().to_string();
+        // As after pg_upgrade: an older system identifier, which is listed first, with an object that is none.
+        let cluster = site.repository("primary").join("main");
+        let live = fs::read_dir(&cluster).expect("read").flatten().next().expect("a folder").path();
+        let old = cluster.join("1");
+        let bad = old.join("wal/00000001/00000000/000000010000000000000001-00000001.lz4.age");
+        fs::create_dir_all(bad.parent().expect("a folder")).expect("create");
+        fs::copy(live.join("cluster.json"), old.join("cluster.json")).expect("copy");
+        fs::write(&bad, "age-encryption.org/v1\nnonsense").expect("write");
+        user::give_tree(&cluster);
+        let run = || site.walden.run(&["keys", "rewrap", "--into", &into]).expect_code(6);
+        let first = run();
+        assert!(first.stdout.contains("LEFT OUT, damaged: main/1/wal/"), "{first}");
+        assert!(!first.stdout.contains("Next:"), "it is not done: {first}");
+        let name = live.file_name().expect("a name").to_string_lossy().into_owned();
+        let again = run();
+        assert!(again.stdout.contains(&format!("of system identifier {name}")) && again.stdout.contains("has everything"), "{again}");
+        let backups = fs::read_dir(site.work.join("new/main").join(&name).join("backup")).expect("read").count();
+        assert_eq!(backups, 1);
     }
 );

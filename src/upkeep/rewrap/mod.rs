@@ -6,7 +6,7 @@
 //! that is broken off is gone on with by the next. Only `backup.json` differs: it gives the sizes and checksums that the
 //! objects have in the new repository.
 
-use super::sync::{Task, bring_in_order, is_of_whole_backup, objects_in, run_with};
+use super::sync::{Copied, Task, bring_in_order, is_of_whole_backup, objects_in, run_with};
 use crate::codec::{self, LZ4_AGE, Opener, Sealer, header_length};
 use crate::kind::{Error, Kind, Result};
 use crate::postgres::{ArchiveFileName, SystemIdentifier};
@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use crate::repository::backup::{BACKUP_FORMAT, SUMMARY_NAME, StoredObject};
 use crate::repository::{
     ClusterFile, ClusterKeys, LARGEST_WHOLE, Repository, checksum_stored, copy_changed, copy_object,
-    read_stored, read_summary, recovery_text, summary_text,
+    find_contents, read_stored, read_summary, recovery_text, summary_text,
 };
 use crate::storage::{self, Put};
 use bytes::Bytes;
@@ -29,6 +29,10 @@ const START: u64 = 64 << 10;
 const NONCE: usize = 16;
 /// Of how many objects that both repositories hold the headers are compared.
 const SAMPLES: usize = 16;
+
+/// What helps where the new repository is none.
+pub const EMPTY: &str =
+    "what is stored is never rewritten; give a prefix or directory that holds nothing yet";
 
 /// From where to where, and who opens what.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub struct Request<'r> {
     pub opener: &'r Opener,
     /// Wraps for the new recipients.
     pub sealer: &'r Sealer,
+    /// Who they are, by [`codec::recipients_id`].
+    pub recipients: &'r str,
 }
 
 /// What a run did.
@@ -58,6 +64,8 @@ pub struct Outcome {
     pub unencrypted: usize,
     /// Keys of objects that no identity opens. They are not in the new repository.
     pub unreadable: Vec<String>,
+    /// Keys of objects that are damaged, and why it is thought so. They are not in the new repository.
+    pub damaged: Vec<(String, String)>,
     /// What could not be copied, and why.
     #[serde(serialize_with = "as_text")]
     pub failed: Vec<Error>,
@@ -67,12 +75,19 @@ fn as_text<S: serde::Serializer>(errors: &[Error], serializer: S) -> Result<S::O
     serializer.collect_seq(errors.iter().map(ToString::to_string))
 }
 
-/// Returns what the new repository lacks, in the order of its turn. `begun` is false where its directory is still to be made.
-pub fn plan<'r>(request: &Request<'r>, begun: bool) -> Result<Vec<Task<'r>>> {
+impl Outcome {
+    /// Returns whether the new repository has all that was to be copied.
+    pub fn is_whole(&self) -> bool {
+        self.unreadable.is_empty() && self.damaged.is_empty() && self.failed.is_empty()
+    }
+}
+
+/// Returns what the new repository lacks, in the order of its turn.
+pub fn plan<'r>(request: &Request<'r>) -> Result<Vec<Task<'r>>> {
+    request.known()?;
     let keys = request.keys();
-    let folders = [keys.wal(), keys.backups(), keys.digests(), keys.pins()];
-    let held = objects_in(request.from, &folders)?;
-    let there = if begun { objects_in(request.to, &folders)? } else { BTreeMap::new() };
+    let held = request.objects(request.from)?;
+    let there = request.objects(request.to)?;
     request.refuse_mere_copies(&held, &there)?;
     let mut tasks: Vec<Task<'r>> = held
         .iter()
@@ -82,6 +97,18 @@ pub fn plan<'r>(request: &Request<'r>, begun: bool) -> Result<Vec<Task<'r>>> {
         .collect();
     bring_in_order(&mut tasks);
     Ok(tasks)
+}
+
+/// Returns how many objects `other` holds that the repository that is copied lacks.
+pub fn only_in(request: &Request<'_>, other: &Repository) -> Result<usize> {
+    let keys = request.keys();
+    let (held, theirs) = (request.objects(request.from)?, request.objects(other)?);
+    let counts = |key: &&String| {
+        !held.contains_key(*key)
+            && !key.starts_with(&keys.digests())
+            && is_of_whole_backup(&keys, key, |summary| theirs.contains_key(summary))
+    };
+    Ok(theirs.keys().filter(counts).count())
 }
 
 /// Carries out the tasks, several at once. The new repository is initialised first, where it was not.
@@ -96,18 +123,24 @@ pub fn run(
         request,
         keys: request.keys(),
         written: Mutex::default(),
-        unreadable: Mutex::default(),
+        left_out: Mutex::default(),
         unencrypted: AtomicUsize::new(0),
     };
     let copied = run_with(tasks, parallel, progress, |task| run.copy(task));
-    let unreadable = run.unreadable.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(Outcome {
-        copied: copied.copied - unreadable.len(),
-        bytes: copied.bytes - unreadable.values().sum::<u64>(),
+    let mut outcome = Outcome {
+        copied: copied.copied,
+        bytes: copied.bytes,
         unencrypted: run.unencrypted.into_inner(),
-        unreadable: unreadable.into_keys().collect(),
         failed: copied.failed,
-    })
+        ..Outcome::default()
+    };
+    for (key, error) in run.left_out.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match error.kind() {
+            Kind::Config => outcome.unreadable.push(key),
+            _ => outcome.damaged.push((key, error.to_string())),
+        }
+    }
+    Ok(outcome)
 }
 
 impl Request<'_> {
@@ -115,24 +148,46 @@ impl Request<'_> {
         ClusterKeys::new(self.cluster, self.sysid)
     }
 
+    /// Returns everything that is copied. Backups are listed first: the WAL of one that becomes complete meanwhile is then in
+    /// the listing of WAL.
+    fn objects(&self, repository: &Repository) -> Result<BTreeMap<String, storage::Object>> {
+        let keys = self.keys();
+        objects_in(repository, &[keys.backups(), keys.wal(), keys.digests(), keys.pins()])
+    }
+
+    /// Returns whether the new repository was begun. Fails where that was not by this command, or for other recipients: what
+    /// is stored cannot be wrapped anew.
+    fn known(&self) -> Result<bool> {
+        let refuse = |why: &str| {
+            let text = format!("repository \"{}\" {why}", self.to.name());
+            Err(Error::new(Kind::Conflict, text).with_hint(EMPTY))
+        };
+        match ClusterFile::read(self.to, &self.keys(), &self.to.deadline()) {
+            Ok(file) if file.recipients.as_deref() == Some(self.recipients) => Ok(true),
+            Ok(ClusterFile { recipients: Some(_), .. }) => refuse("was begun for other recipients"),
+            Ok(_) => refuse("was set up by walden init, not by this command, which does it by itself"),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(self.to.error("look into", &error)),
+        }
+    }
+
     /// Makes the new repository one of the cluster.
     fn initialise(&self) -> Result<()> {
+        if self.known()? {
+            return Ok(());
+        }
         let keys = self.keys();
         let (to, deadline) = (self.to, self.to.deadline());
-        match ClusterFile::read(to, &keys, &deadline) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(to.error("look into", &error)),
-        }
         let old = ClusterFile::read(self.from, &keys, &self.from.deadline())
             .map_err(|error| self.from.error("look into", &error))?;
         let text = recovery_text(self.cluster, self.sysid, to.url(), self.sealer.ending());
         to.storage()
             .put_new(&keys.recovery_text(), &Bytes::from(text), &deadline)
             .map_err(|error| to.error("initialise", &error))?;
-        ClusterFile::new(self.cluster, self.sysid, old.wal_segment_size, old.postgresql_version)
-            .write(to, &keys)?;
-        Ok(())
+        let new = ClusterFile::new(self.cluster, self.sysid, old.wal_segment_size, old.postgresql_version);
+        ClusterFile { recipients: Some(self.recipients.to_owned()), ..new }.write(to, &keys)?;
+        // Of two that began at once one has written it.
+        self.known().map(drop)
     }
 
     /// Fails where what both hold is the same with the same header: the new repository was filled by `sync`, and nothing in
@@ -187,8 +242,8 @@ struct Run<'a> {
     keys: ClusterKeys,
     /// Size and CRC-32 of what this run wrote.
     written: Mutex<HashMap<String, (u64, u32)>>,
-    /// What no identity opens, with its size.
-    unreadable: Mutex<BTreeMap<String, u64>>,
+    /// What no identity opens, and what is damaged.
+    left_out: Mutex<BTreeMap<String, Error>>,
     unencrypted: AtomicUsize,
 }
 
@@ -197,39 +252,49 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Run<'_> {
-    fn copy(&self, task: &Task<'_>) -> Result<()> {
+    /// Copies one object. What cannot be is left out, and named in the end.
+    fn copy(&self, task: &Task<'_>) -> Result<Copied> {
         let key = &task.object.key;
-        if key.ends_with(SUMMARY_NAME) && key.starts_with(&self.keys.backups()) {
-            return self.copy_summary(task);
-        }
-        if !key.ends_with(LZ4_AGE) {
-            if key.ends_with(codec::LZ4) {
-                self.unencrypted.fetch_add(1, Ordering::Relaxed);
-            }
-            return copy_object(task.from, task.to, key);
-        }
-        let rewrapped = if task.object.size <= LARGEST_WHOLE {
+        let done = if key.ends_with(SUMMARY_NAME) && key.starts_with(&self.keys.backups()) {
+            self.copy_summary(task).map(|()| None)
+        } else if key.ends_with(LZ4_AGE) && task.object.size <= LARGEST_WHOLE {
             self.copy_checked(task)
-        } else {
+        } else if key.ends_with(LZ4_AGE) {
             copy_changed(task.from, task.to, key, &|start| {
                 let (header, replaced) = self.rewrap(key, start)?;
                 Ok(Some((header.bytes, replaced)))
             })
+        } else {
+            self.unencrypted.fetch_add(usize::from(key.ends_with(codec::LZ4)), Ordering::Relaxed);
+            copy_object(task.from, task.to, key).map(|()| None)
         };
-        match rewrapped {
+        let error = match done {
             Ok(written) => {
-                if let Some(written) = written {
+                // Where a store cannot refuse a second write, somebody else's may have come after this one.
+                if let Some(written) = written.filter(|_| task.to.storage().writes_conditionally()) {
                     locked(&self.written).insert(key.clone(), written);
                 }
-                Ok(())
+                return Ok(Copied::There);
             }
-            Err(error) if error.kind() == Kind::Config => {
-                tracing::warn!("{error}");
-                locked(&self.unreadable).insert(key.clone(), task.object.size);
-                Ok(())
+            Err(error) => error,
+        };
+        let left = match error.kind() {
+            Kind::Config => Copied::Later,
+            Kind::Corrupt => Copied::LeftOut,
+            // It expired since it was listed.
+            _ if task
+                .from
+                .storage()
+                .head(key, &task.from.deadline())
+                .is_err_and(|error| error.is_not_found()) =>
+            {
+                return Ok(Copied::LeftOut);
             }
-            Err(error) => Err(error),
-        }
+            _ => return Err(error),
+        };
+        tracing::warn!("{error}; it is left out");
+        locked(&self.left_out).insert(key.clone(), error);
+        Ok(left)
     }
 
     fn rewrap(&self, key: &str, start: &[u8]) -> Result<(codec::Header, usize)> {
@@ -267,11 +332,15 @@ impl Run<'_> {
             return Err(named(Error::corrupt(format!("its format is {}", summary.format))));
         }
         for segment in summary.wal_segments() {
-            let contents = self.keys.wal_contents(ArchiveFileName::Segment(segment));
-            if locked(&self.unreadable).keys().any(|key| key.starts_with(&contents)) {
-                return Err(named(Error::config(format!(
-                    "no identity opens WAL segment {segment}, which it needs"
-                ))));
+            let name = ArchiveFileName::Segment(segment);
+            let there = find_contents(task.to, &self.keys, name, &task.to.deadline())
+                .map_err(|error| named(task.to.error("list", &error)))?;
+            if there.is_empty() {
+                let text = format!(
+                    "WAL segment {segment}, which it needs, is not in repository \"{}\"",
+                    task.to.name()
+                );
+                return Err(named(self.missing(&self.keys.wal_contents(name), text)));
             }
         }
         let folder = self.keys.backup(id);
@@ -290,11 +359,18 @@ impl Run<'_> {
         put.map(drop).map_err(|error| named(task.to.error("put backup.json to", &error)))
     }
 
+    /// Returns the error for what a backup lacks: of the kind for which an object whose key begins with `key` was left out.
+    fn missing(&self, key: &str, text: String) -> Error {
+        let left_out = locked(&self.left_out);
+        let why = left_out.iter().find(|(other, _)| other.starts_with(key)).map(|(_, error)| error.kind());
+        Error::new(why.unwrap_or(Kind::Repository), text)
+    }
+
     /// Gives `object` the size and the CRC-32 that it has in the new repository.
     fn describe(&self, folder: &str, object: &mut StoredObject) -> Result<()> {
         let key = format!("{folder}{}", object.name);
-        if locked(&self.unreadable).contains_key(&key) {
-            return Err(Error::config(format!("no identity opens its object \"{}\"", object.name)));
+        if locked(&self.left_out).contains_key(&key) {
+            return Err(self.missing(&key, format!("its object \"{}\" was left out", object.name)));
         }
         let written = locked(&self.written).remove(&key);
         (object.size, object.crc32) = match written {

@@ -46,6 +46,7 @@ struct World {
     store: Arc<Memory>,
     keys: ClusterKeys,
     old: Opener,
+    old_sealer: Sealer,
     new: Opener,
     sealer: Sealer,
 }
@@ -93,14 +94,20 @@ impl World {
             store,
             keys,
             old: opener(&identity),
+            old_sealer: sealer,
             new: opener(&new),
             sealer: Sealer::for_recipients(&[to]).unwrap(),
         }
     }
 
+    fn request<'r>(&'r self, from: &'r Repository, to: &'r Repository, opener: &'r Opener) -> Request<'r> {
+        let sealer = &self.sealer;
+        Request { cluster: "main", sysid: SYSID, from, to, opener, sealer, recipients: "ours" }
+    }
+
     fn run(&self, from: &Repository, to: &Repository, opener: &Opener) -> Result<Outcome> {
-        let request = Request { cluster: "main", sysid: SYSID, from, to, opener, sealer: &self.sealer };
-        let tasks = plan(&request, true)?;
+        let request = self.request(from, to, opener);
+        let tasks = plan(&request)?;
         // One after the other, so that call number N is the same in every run.
         run(&request, &tasks, 1, &Progress::new())
     }
@@ -186,25 +193,98 @@ fn broken_off_at_any_call_the_next_run_ends_it() {
 }
 
 #[test]
-fn what_no_identity_opens_is_left_out_and_said() {
+fn what_no_identity_opens_and_what_is_damaged_is_left_out_with_what_needs_it() {
+    let stranger = Sealer::for_recipients(&[generate_identity().1]).unwrap();
+    let keys = ClusterKeys::new("main", SYSID);
+    let summary = format!("{}{SUMMARY_NAME}", keys.backup(ID));
+    let piece = format!("{}data/0000001.lz4.age", keys.backup(ID));
+    let segment = |name: &str| keys.wal_object(name.parse().unwrap(), 1, LZ4_AGE);
+    let (newest, needed) = (segment("000000010000000000000003"), segment("000000010000000000000001"));
+    // What is put there, whether it is a stranger's or damaged, what is left out, and what is there nevertheless.
+    let cases: [(&String, bool, Vec<&String>, bool); 4] = [
+        (&piece, true, vec![&summary, &piece], false),
+        (&piece, false, vec![&summary, &piece], false),
+        (&needed, true, vec![&needed], true),
+        (&newest, false, vec![&newest], true),
+    ];
+    for (key, is_strange, left_out, has_backup) in cases {
+        let world = World::new();
+        let mut body =
+            if is_strange { stranger.seal(b"y").unwrap() } else { world.old_sealer.seal(b"y").unwrap() };
+        if !is_strange {
+            *body.last_mut().unwrap() ^= 1;
+        }
+        world.store.put(key, body);
+        let new = Arc::new(Memory::default());
+        let done = world.run(&plain("old", &world.store), &plain("new", &new), &world.old).unwrap();
+        assert!(done.failed.is_empty() && !done.is_whole(), "{done:?}");
+        let mut named: Vec<&String> =
+            done.unreadable.iter().chain(done.damaged.iter().map(|(key, _)| key)).collect();
+        named.sort();
+        assert_eq!(named, left_out);
+        assert_eq!(done.unreadable.is_empty(), !is_strange, "{done:?}");
+        let found = world.assert_good(&new);
+        assert_eq!((found.contains(key), found.contains(&summary)), (false, has_backup), "{found:?}");
+    }
+    // Without the newest segment older ones would look like the end of the archive.
     let world = World::new();
-    let (_, other) = generate_identity();
-    let stranger = Sealer::for_recipients(&[other]).unwrap();
-    // One piece, and a segment that no backup needs, are of other keys.
-    let piece = format!("{}data/0000001.lz4.age", world.keys.backup(ID));
-    world.store.put(&piece, stranger.seal(b"y").unwrap());
-    let segment = world.keys.wal_object("000000010000000000000003".parse().unwrap(), 1, LZ4_AGE);
-    world.store.put(&segment, stranger.seal(b"z").unwrap());
+    world.store.put(&newest, stranger.seal(b"z").unwrap());
     let new = Arc::new(Memory::default());
     let done = world.run(&plain("old", &world.store), &plain("new", &new), &world.old).unwrap();
-    assert_eq!(done.unreadable, [piece, segment.clone()], "{done:?}");
-    assert!(done.failed.len() == 1 && done.failed[0].to_string().contains(ID), "{done:?}");
+    assert_eq!(done.unreadable, [newest]);
+    assert!(
+        done.failed.len() == 1 && done.failed[0].to_string().contains("is not in repository"),
+        "{done:?}"
+    );
     let found = world.assert_good(&new);
-    assert!(!found.iter().any(|key| key.ends_with(SUMMARY_NAME)) && !found.contains(&segment), "{found:?}");
-    // Without any identity all is left out.
-    let new = plain("new", &Arc::new(Memory::default()));
-    let done = world.run(&plain("old", &world.store), &new, &Opener::without_identity()).unwrap();
-    assert_eq!((done.copied, done.unreadable.len()), (1, 8), "only the pin: {done:?}");
+    assert!(
+        !found.iter().any(|key| key.contains("/wal/00000001/")) && !found.contains(&summary),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn what_expires_meanwhile_is_no_failure() {
+    let world = World::new();
+    let (from, new) = (plain("old", &world.store), Arc::new(Memory::default()));
+    let to = plain("new", &new);
+    let request = world.request(&from, &to, &world.old);
+    let tasks = plan(&request).unwrap();
+    for key in world.store.keys() {
+        if key.contains("/backup/") {
+            world.store.remove(&key);
+        }
+    }
+    let done = run(&request, &tasks, 1, &Progress::new()).unwrap();
+    assert!(done.is_whole() && done.copied == 5, "{done:?}");
+    assert!(!world.assert_good(&new).iter().any(|key| key.contains("/backup/")));
+}
+
+#[test]
+fn one_begun_for_others_or_set_up_otherwise_is_refused() {
+    let world = World::new();
+    let from = plain("old", &world.store);
+    let to = plain("new", &Arc::new(Memory::default()));
+    world.run(&from, &to, &world.old).unwrap();
+    let request = Request { recipients: "others", ..world.request(&from, &to, &world.old) };
+    let error = plan(&request).unwrap_err();
+    assert!(error.kind() == Kind::Conflict && error.to_string().contains("for other recipients"), "{error}");
+    let to = plain("new", &Arc::new(Memory::default()));
+    ClusterFile::new("main", SYSID, WalSegmentSize::DEFAULT, 17).write(&to, &world.keys).unwrap();
+    let error = world.run(&from, &to, &world.old).unwrap_err();
+    assert!(error.kind() == Kind::Conflict && error.to_string().contains("walden init"), "{error}");
+}
+
+#[test]
+fn what_only_another_repository_holds_is_counted() {
+    let world = World::new();
+    let (from, to) = (plain("old", &world.store), plain("new", &Arc::new(Memory::default())));
+    let request = world.request(&from, &to, &world.old);
+    let other = Arc::new(world.store.copy());
+    assert_eq!(only_in(&request, &plain("replica", &other)).unwrap(), 0);
+    other.put(&format!("{}x.json", world.keys.pins()), "{}");
+    other.put(&format!("{}unfinished/data/0000000.lz4.age", world.keys.backups()), "x");
+    assert_eq!(only_in(&request, &plain("replica", &other)).unwrap(), 1);
 }
 
 #[test]

@@ -14,7 +14,8 @@ use std::sync::atomic::Ordering;
 
 /// How many targets are done before what their contents told is written down.
 const BATCH: usize = 64;
-/// After so many failures to look at something the rest of the repository is left.
+/// After so many failures to look at something the rest of the repository is left, or after twice as many as there are
+/// questions at once: one hiccup fails all that are under way.
 const FAILURES: usize = 20;
 /// The longest age header that is looked at, in bytes.
 const LONGEST_HEADER: usize = 64 << 10;
@@ -85,7 +86,7 @@ impl Visit<'_> {
                 let check = || deep.map_or(Ok(()), |deep| deep.check(from + at));
                 match self.look_at(target, seen(target), deep.map(|_| &check as &dyn Fn() -> Result<()>)) {
                     Ok(()) => Ok(()),
-                    Err(error) if self.failed(&error) < FAILURES => Ok(()),
+                    Err(error) if self.failed(&error) < FAILURES.max(2 * workers) => Ok(()),
                     Err(error) => Err(error),
                 }
             });
