@@ -239,7 +239,9 @@ live_test!(
 
         site.walden.run(&["base-backup", "--fast"]).ok();
         let status = site.walden.run(&["status"]).ok();
-        assert!(!status.stdout.contains("CRITICAL"), "{status}");
+        // A test machine's disk may be full enough for a CRITICAL of its own.
+        let is_ours = |line: &&str| line.contains("CRITICAL") && (line.contains("bad-wal") || line.contains(&segment));
+        assert_eq!(status.stdout.lines().find(is_ours), None, "{status}");
         assert!(status.stdout.contains("no moment between that and"), "{status}");
     }
 );
