@@ -236,8 +236,7 @@ impl<'a> Probe<'a> {
         }
         let is_left = |other: &Object| {
             let older = object.modified.zip(other.modified).map(|(ours, other)| ours.duration_since(other));
-            // Hosts without the right to delete share the lasting one: it is no run's.
-            older.is_some_and(|older| older > LEFT_BEHIND) && other.key != self.keys.lasting_probe()
+            older.is_some_and(|older| older > LEFT_BEHIND)
         };
         let others = repository.storage().list(&self.keys.probes(), "", LISTED, &self.deadline);
         others.unwrap_or_default().into_iter().filter(is_left).map(|other| other.key).collect()
