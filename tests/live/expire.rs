@@ -29,6 +29,23 @@ fn retain(site: &Site, repository: Option<&str>, toml: &str) {
     fs::write(&site.config, text).expect("write");
 }
 
+/// Returns a site whose only repository, "primary", is in a bucket of the store at `endpoint`.
+fn in_bucket(pg: &Installation, url: &str, endpoint: &str, env: Vec<(String, String)>) -> Site {
+    let init = [format!("endpoint={endpoint}"), "path_style=true".to_owned(), "region=us-east-1".to_owned()];
+    Site::with(
+        pg,
+        &SiteOptions {
+            repositories: vec![format!("primary={url}")],
+            init: init
+                .iter()
+                .flat_map(|option| ["--repository-option".to_owned(), format!("primary.{option}")])
+                .collect(),
+            env,
+            ..SiteOptions::default()
+        },
+    )
+}
+
 /// Takes a backup with an entry of the ledger and a segment before it and after it; returns its id.
 fn backup(site: &Site, more: &[&str]) -> String {
     site.fill(1);
@@ -256,17 +273,7 @@ live_test!(
     [17]
     fn killed_at_any_removal_from_a_bucket_it_leaves_whole_backups(pg: Installation) {
         let store = S3Store::start();
-        let options = ["primary.endpoint", "primary.path_style", "primary.region"];
-        let values = [store.endpoint.clone(), "true".to_owned(), "us-east-1".to_owned()];
-        let init = options.iter().zip(&values).flat_map(|(key, value)| {
-            ["--repository-option".to_owned(), format!("{key}={value}")]
-        });
-        let site = Site::with(&pg, &SiteOptions {
-            repositories: vec![format!("primary={}", store.url("x"))],
-            init: init.collect(),
-            env: store.env(),
-            ..SiteOptions::default()
-        });
+        let site = in_bucket(&pg, &store.url("x"), &store.endpoint, store.env());
         Ledger::create(&site.cluster);
         // What an expiry left of a backup is no running one's after two days.
         store.set_clock_behind(Duration::from_hours(72));
@@ -314,17 +321,7 @@ live_test!(
     [17]
     fn a_store_that_lets_nothing_go_is_reported_and_not_failed_on(pg: Installation) {
         let store = S3Store::start();
-        let options = ["primary.endpoint", "primary.path_style", "primary.region"];
-        let values = [store.endpoint.clone(), "true".to_owned(), "us-east-1".to_owned()];
-        let init = options.iter().zip(&values).flat_map(|(key, value)| {
-            ["--repository-option".to_owned(), format!("{key}={value}")]
-        });
-        let site = Site::with(&pg, &SiteOptions {
-            repositories: vec![format!("primary={}", store.url("x"))],
-            init: init.collect(),
-            env: store.env(),
-            ..SiteOptions::default()
-        });
+        let site = in_bucket(&pg, &store.url("x"), &store.endpoint, store.env());
         Ledger::create(&site.cluster);
         let ids: Vec<String> = (0..3).map(|_| backup(&site, &[])).collect();
         retain(&site, None, "keep_last = 1");
@@ -346,17 +343,7 @@ live_test!(
     fn under_object_lock_what_expires_is_hidden_and_its_versions_stay(pg: Installation) {
         let Some(moto) = Moto::start() else { return };
         moto.create_locked_bucket("locked");
-        let options = ["primary.endpoint", "primary.path_style", "primary.region"];
-        let values = [moto.endpoint.clone(), "true".to_owned(), "us-east-1".to_owned()];
-        let init = options.iter().zip(&values).flat_map(|(key, value)| {
-            ["--repository-option".to_owned(), format!("{key}={value}")]
-        });
-        let site = Site::with(&pg, &SiteOptions {
-            repositories: vec!["primary=s3://locked/x".to_owned()],
-            init: init.collect(),
-            env: moto.env(),
-            ..SiteOptions::default()
-        });
+        let site = in_bucket(&pg, "s3://locked/x", &moto.endpoint, moto.env());
         Ledger::create(&site.cluster);
         let ids: Vec<String> = (0..2).map(|_| backup(&site, &[])).collect();
         retain(&site, None, "keep_last = 1");
