@@ -2,7 +2,12 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Returns what a mutex holds, also where a thread has panicked with it.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Calls `each` with the numbers below `count`, from so many threads, until one of them fails.
 pub fn each_in_parallel<E: Send>(
@@ -21,7 +26,7 @@ pub fn each_in_parallel<E: Send>(
                     }
                     if let Err(error) = each(at) {
                         next.store(count, Ordering::Relaxed);
-                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        lock(&failure).get_or_insert(error);
                         return;
                     }
                 }
@@ -36,7 +41,7 @@ pub fn in_parallel<T: Sync, R: Send>(items: &[T], workers: usize, work: impl Fn(
     let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::with_capacity(items.len()));
     let Ok(()) = each_in_parallel::<Infallible>(workers, items.len(), |at| {
         let result = work(&items[at]);
-        results.lock().unwrap_or_else(PoisonError::into_inner).push((at, result));
+        lock(&results).push((at, result));
         Ok(())
     });
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,8 @@
 //! How much memory the files of one call may take together, whatever their size and however many are archived at once.
 
+use crate::parallel::lock;
 use bytes::Bytes;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long a buffer is waited for that its last reader is about to let go.
@@ -59,10 +60,6 @@ impl Memory {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A share of a [`Memory`].

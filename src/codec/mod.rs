@@ -8,7 +8,7 @@
 mod frames;
 mod rewrap;
 
-pub use rewrap::{Header, recipients_id, rewrap};
+pub use rewrap::{recipients_id, rewrap};
 
 use crate::kind::{Context, Error, Kind, Result};
 use age::{Identity, Recipient};

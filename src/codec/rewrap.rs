@@ -20,17 +20,10 @@ const MAC_TAG: &[u8] = b"---";
 /// The length of a line of a stanza's body, in characters.
 const COLUMNS: usize = 64;
 
-/// An age header.
-#[derive(Debug)]
-pub struct Header {
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-}
-
 /// Returns the header with which the recipients of `sealer` open the object that begins with `start`, and the length in
 /// bytes of the header that it replaces. Fails with [`Kind::Config`] where no identity of `opener` opens it, with
 /// [`Kind::Corrupt`] where there is no whole and valid header.
-pub fn rewrap(start: &[u8], opener: &Opener, sealer: &Sealer) -> Result<(Header, usize)> {
+pub fn rewrap(start: &[u8], opener: &Opener, sealer: &Sealer) -> Result<(Vec<u8>, usize)> {
     if !sealer.encrypts() {
         return Err(Error::config("there is no recipient to wrap for"));
     }
@@ -57,7 +50,7 @@ pub fn rewrap(start: &[u8], opener: &Opener, sealer: &Sealer) -> Result<(Header,
     bytes.push(b' ');
     bytes.extend_from_slice(BASE64_STANDARD_NO_PAD.encode(mac).as_bytes());
     bytes.push(b'\n');
-    Ok((Header { bytes }, old.length))
+    Ok((bytes, old.length))
 }
 
 /// Returns what tells one set of recipients from another, whatever their order: the SHA-256 of their texts, in hexadecimal
@@ -156,8 +149,8 @@ mod tests {
         for holder in [&a, &b] {
             let (header, replaced) = rewrap(&object, &opener(holder), &sealer(&[&to_b, &to_c])).unwrap();
             assert_eq!(replaced as u64, header_length(&object).unwrap());
-            assert_eq!(header.bytes.len() as u64, header_length(&header.bytes).unwrap());
-            let made = [&header.bytes, &object[replaced..]].concat();
+            assert_eq!(header.len() as u64, header_length(&header).unwrap());
+            let made = [&header[..], &object[replaced..]].concat();
             for (identity, opens) in [(&a, false), (&b, true), (&c, true)] {
                 let read = opener(identity).open_whole(LZ4_AGE, &made[..], 1 << 20);
                 if opens {

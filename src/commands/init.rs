@@ -10,10 +10,9 @@ use crate::durable;
 use crate::error::exit_code;
 use crate::kind::{Context, Error, Result};
 use crate::postgres::ControlFile;
-use crate::repository::{ClusterFile, ClusterKeys, Repository, recovery_text};
+use crate::repository::{ClusterFile, ClusterKeys, Repository};
 use crate::server::Server;
 use crate::storage::FsStorage;
-use bytes::Bytes;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -376,12 +375,8 @@ fn set_up_cluster(
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(repository.error("look into", &error)),
     }
-    let text = recovery_text(&config.cluster, sysid, repository.url(), sealer.ending());
-    repository
-        .storage()
-        .put_new(&keys.recovery_text(), &Bytes::from(text), &repository.deadline())
-        .map_err(|error| repository.error("initialise", &error))?;
-    ClusterFile::new(&config.cluster, sysid, control.wal_segment_size, major).write(repository, &keys)?;
+    ClusterFile::new(&config.cluster, sysid, control.wal_segment_size, major)
+        .set_up(repository, sealer.ending())?;
     Ok(Some(format!(
         "Repository \"{}\" ({}) is ready for cluster \"{}\", system identifier {sysid}, PostgreSQL {major}",
         repository.name(),

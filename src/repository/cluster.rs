@@ -1,7 +1,7 @@
 //! `cluster.json`: says that a prefix belongs to a cluster with this system identifier. A repository without it
 //! proves nothing (an unmounted disk, a wrong prefix) and takes nothing.
 
-use super::{ClusterKeys, Repository};
+use super::{ClusterKeys, Repository, recovery_text};
 use crate::kind::{Error, Result};
 use crate::postgres::{SystemIdentifier, WalSegmentSize};
 use crate::storage::{self, Deadline};
@@ -74,6 +74,18 @@ impl ClusterFile {
             )));
         }
         Ok(file)
+    }
+
+    /// Makes `repository` one of the cluster: the text for a restore by hand, for objects with the codec's `ending`, and then the
+    /// file.
+    pub fn set_up(&self, repository: &Repository, ending: &str) -> Result<()> {
+        let keys = ClusterKeys::new(&self.cluster, self.system_identifier);
+        let text = recovery_text(&self.cluster, self.system_identifier, repository.url(), ending);
+        repository
+            .storage()
+            .put_new(&keys.recovery_text(), &Bytes::from(text), &repository.deadline())
+            .map_err(|error| repository.error("initialise", &error))?;
+        self.write(repository, &keys).map(drop)
     }
 
     /// Writes the file where there is none. Returns whether it was written.

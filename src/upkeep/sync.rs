@@ -7,14 +7,13 @@
 
 use crate::index::{IndexHandle, RepositoryStamp};
 use crate::kind::{Error, Kind, Result};
+use crate::parallel::in_parallel;
 use crate::postgres::{SystemIdentifier, TimelineId};
 use crate::progress::Progress;
 use crate::repository::backup::SUMMARY_NAME;
 use crate::repository::{ClusterFile, ClusterKeys, Repository, WalObject, copy_object};
 use crate::storage::Object;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What is to be copied to one repository.
 #[derive(Debug)]
@@ -204,44 +203,34 @@ pub(super) fn run_with(
 ) -> Outcome {
     progress.set_total(tasks.iter().map(|task| task.object.size).sum());
     progress.set_phase("copy objects");
-    let outcome = Mutex::new(Outcome::default());
+    let mut outcome = Outcome::default();
     let newest = newest_lacking(tasks);
-    let failures = || outcome.lock().map_or(0, |outcome| outcome.failed.len());
     let mut newest_failed = false;
-    let later = AtomicBool::new(false);
     for rank_now in RANKS {
         // What would promise what is not there: older segments the end of a timeline, a summary its backup.
-        if (rank_now == Rank::Segment && newest_failed) || (rank_now == Rank::Summary && failures() > 0) {
+        let failed = !outcome.failed.is_empty();
+        if (rank_now == Rank::Segment && newest_failed) || (rank_now == Rank::Summary && failed) {
             continue;
         }
-        let before = failures();
-        later.store(false, Ordering::Relaxed);
         let part: Vec<&Task<'_>> = tasks.iter().filter(|task| rank(&newest, task) == rank_now).collect();
-        let next = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..parallel.min(part.len()) {
-                scope.spawn(|| {
-                    while let Some(task) = part.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let result = copy(task);
-                        progress.add(task.object.size);
-                        let Ok(mut outcome) = outcome.lock() else { return };
-                        match result {
-                            Ok(Copied::There) => {
-                                outcome.copied += 1;
-                                outcome.bytes += task.object.size;
-                            }
-                            Ok(Copied::LeftOut) => {}
-                            Ok(Copied::Later) => later.store(true, Ordering::Relaxed),
-                            Err(error) => outcome.failed.push(error),
-                        }
-                    }
-                });
-            }
+        let results = in_parallel(&part, parallel, |task| {
+            let result = copy(task);
+            progress.add(task.object.size);
+            result
         });
-        let lacking = failures() > before || later.load(Ordering::Relaxed);
-        newest_failed |= rank_now == Rank::NewestSegment && lacking;
+        for (task, result) in part.iter().zip(results) {
+            newest_failed |= rank_now == Rank::NewestSegment && matches!(result, Ok(Copied::Later) | Err(_));
+            match result {
+                Ok(Copied::There) => {
+                    outcome.copied += 1;
+                    outcome.bytes += task.object.size;
+                }
+                Ok(Copied::LeftOut | Copied::Later) => {}
+                Err(error) => outcome.failed.push(error),
+            }
+        }
     }
-    outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    outcome
 }
 
 /// Replaces objects that were found damaged by the copy of another repository in which no damage was found, and returns

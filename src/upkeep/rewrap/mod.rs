@@ -9,19 +9,20 @@
 use super::sync::{Copied, Task, bring_in_order, is_of_whole_backup, objects_in, run_with};
 use crate::codec::{self, LZ4_AGE, Opener, Sealer, header_length};
 use crate::kind::{Error, Kind, Result};
+use crate::parallel::lock;
 use crate::postgres::{ArchiveFileName, SystemIdentifier};
 use crate::progress::Progress;
 use crate::repository::backup::{BACKUP_FORMAT, SUMMARY_NAME, StoredObject};
 use crate::repository::{
     ClusterFile, ClusterKeys, LARGEST_WHOLE, Repository, checksum_stored, copy_changed, copy_object,
-    find_contents, read_stored, read_summary, recovery_text, summary_text,
+    find_contents, read_stored, read_summary, summary_text,
 };
 use crate::storage::{self, Put};
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// How much of an object is read to see its header and its nonce, in bytes.
 const START: u64 = 64 << 10;
@@ -177,15 +178,12 @@ impl Request<'_> {
             return Ok(());
         }
         let keys = self.keys();
-        let (to, deadline) = (self.to, self.to.deadline());
+        let to = self.to;
         let old = ClusterFile::read(self.from, &keys, &self.from.deadline())
             .map_err(|error| self.from.error("look into", &error))?;
-        let text = recovery_text(self.cluster, self.sysid, to.url(), self.sealer.ending());
-        to.storage()
-            .put_new(&keys.recovery_text(), &Bytes::from(text), &deadline)
-            .map_err(|error| to.error("initialise", &error))?;
         let new = ClusterFile::new(self.cluster, self.sysid, old.wal_segment_size, old.postgresql_version);
-        ClusterFile { recipients: Some(self.recipients.to_owned()), ..new }.write(to, &keys)?;
+        ClusterFile { recipients: Some(self.recipients.to_owned()), ..new }
+            .set_up(to, self.sealer.ending())?;
         // Of two that began at once one has written it.
         self.known().map(drop)
     }
@@ -247,10 +245,6 @@ struct Run<'a> {
     unencrypted: AtomicUsize,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Run<'_> {
     /// Copies one object. What cannot be is left out, and named in the end.
     fn copy(&self, task: &Task<'_>) -> Result<Copied> {
@@ -260,10 +254,7 @@ impl Run<'_> {
         } else if key.ends_with(LZ4_AGE) && task.object.size <= LARGEST_WHOLE {
             self.copy_checked(task)
         } else if key.ends_with(LZ4_AGE) {
-            copy_changed(task.from, task.to, key, &|start| {
-                let (header, replaced) = self.rewrap(key, start)?;
-                Ok(Some((header.bytes, replaced)))
-            })
+            copy_changed(task.from, task.to, key, &|start| self.rewrap(key, start).map(Some))
         } else {
             self.unencrypted.fetch_add(usize::from(key.ends_with(codec::LZ4)), Ordering::Relaxed);
             copy_object(task.from, task.to, key).map(|()| None)
@@ -272,7 +263,7 @@ impl Run<'_> {
             Ok(written) => {
                 // Where a store cannot refuse a second write, somebody else's may have come after this one.
                 if let Some(written) = written.filter(|_| task.to.storage().writes_conditionally()) {
-                    locked(&self.written).insert(key.clone(), written);
+                    lock(&self.written).insert(key.clone(), written);
                 }
                 return Ok(Copied::There);
             }
@@ -293,11 +284,11 @@ impl Run<'_> {
             _ => return Err(error),
         };
         tracing::warn!("{error}; it is left out");
-        locked(&self.left_out).insert(key.clone(), error);
+        lock(&self.left_out).insert(key.clone(), error);
         Ok(left)
     }
 
-    fn rewrap(&self, key: &str, start: &[u8]) -> Result<(codec::Header, usize)> {
+    fn rewrap(&self, key: &str, start: &[u8]) -> Result<(Vec<u8>, usize)> {
         codec::rewrap(start, self.request.opener, self.request.sealer)
             .map_err(|error| error.context(format!("rewrap \"{key}\"")))
     }
@@ -313,7 +304,7 @@ impl Run<'_> {
         std::io::copy(&mut plaintext, &mut std::io::sink())
             .map_err(|error| codec::reading_failed(&error).context(format!("rewrap \"{key}\"")))?;
         drop(plaintext);
-        body.splice(..replaced, header.bytes);
+        body.splice(..replaced, header);
         let (size, crc) = (body.len() as u64, crc32fast::hash(&body));
         let put = to.storage().put_new(key, &Bytes::from(body), &to.deadline());
         let put = put.map_err(|error| to.error(&format!("put \"{key}\" to"), &error))?;
@@ -361,7 +352,7 @@ impl Run<'_> {
 
     /// Returns the error for what a backup lacks: of the kind for which an object whose key begins with `key` was left out.
     fn missing(&self, key: &str, text: String) -> Error {
-        let left_out = locked(&self.left_out);
+        let left_out = lock(&self.left_out);
         let why = left_out.iter().find(|(other, _)| other.starts_with(key)).map(|(_, error)| error.kind());
         Error::new(why.unwrap_or(Kind::Repository), text)
     }
@@ -369,10 +360,10 @@ impl Run<'_> {
     /// Gives `object` the size and the CRC-32 that it has in the new repository.
     fn describe(&self, folder: &str, object: &mut StoredObject) -> Result<()> {
         let key = format!("{folder}{}", object.name);
-        if locked(&self.left_out).contains_key(&key) {
+        if lock(&self.left_out).contains_key(&key) {
             return Err(self.missing(&key, format!("its object \"{}\" was left out", object.name)));
         }
-        let written = locked(&self.written).remove(&key);
+        let written = lock(&self.written).remove(&key);
         (object.size, object.crc32) = match written {
             Some(written) => written,
             None => self.look_at(&key, object)?,

@@ -1,11 +1,11 @@
 //! Looking at single objects, several at once.
 
 use super::report::{Subject, Wrong};
-use super::visit::{Visit, lock};
+use super::visit::Visit;
 use crate::codec::{self, header_length};
 use crate::index::{Seen, below_cluster};
 use crate::kind::{Kind, Result};
-use crate::parallel::each_in_parallel;
+use crate::parallel::{each_in_parallel, lock};
 use crate::repository::checksum_stored;
 use crate::storage::Object;
 use jiff::Timestamp;

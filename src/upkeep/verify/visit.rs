@@ -4,6 +4,7 @@ use super::Request;
 use super::report::{NAMED, Problem, RepositoryReport, Subject, Wrong};
 use crate::index::{IndexHandle, RepositoryStamp, Seen, below_cluster};
 use crate::kind::{Error, Result};
+use crate::parallel::lock;
 use crate::postgres::{SystemIdentifier, WalSegmentSize};
 use crate::progress::Progress;
 use crate::repository::{ClusterKeys, Repository};
@@ -11,7 +12,7 @@ use crate::storage::{self, Object};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// After so many objects, or so long, what was seen is written down: a run that is broken off is not lost.
@@ -40,10 +41,6 @@ pub(super) struct Visit<'v> {
     seen: Mutex<(Vec<(String, Seen)>, Instant)>,
     pub(super) total: AtomicU64,
     wanted: OnceLock<Option<Wanted>>,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'v> Visit<'v> {
